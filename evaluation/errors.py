@@ -1,0 +1,19 @@
+"""Errors of data and scoring."""
+
+from __future__ import annotations
+
+from latency_tables.errors import TrimtabError
+
+
+class DataError(TrimtabError):
+    """The data lacks a split, is too small, or does not fit the network."""
+
+    slug = "data"
+    title = "Unusable data"
+
+
+class ScoringError(TrimtabError):
+    """A policy could not be scored."""
+
+    slug = "scoring"
+    title = "Scoring failed"
