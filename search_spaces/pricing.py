@@ -1,0 +1,163 @@
+"""Prices of policies on a target and the bounds they must keep."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.cost_model import CostModel, Lookahead
+from search_spaces.errors import BudgetError
+from search_spaces.policy import Policy
+from search_spaces.space import SearchSpace
+
+# Upper end of a two-sided 90 % interval in standard deviations.
+UPPER_90 = 1.6449
+
+
+class Pricer:
+    """Costs of policies, and which values keep a partial policy within every bound.
+
+    The latency bound is held against the upper end of the predicted 90 % interval, the others against the
+    prediction itself (they are exact).
+
+    Args:
+        space: whose policies are priced.
+        models: quantity (``latency_ms``, ``size_bytes``, ``macs``) to its cost model.
+        limits: quantity to absolute upper bound; may be empty.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        models: Mapping[str, CostModel],
+        limits: Mapping[str, float] | None = None,
+    ) -> None:
+        self.space = space
+        self.models = dict(models)
+        self.limits = dict(limits or {})
+        unknown = sorted(set(self.limits) - set(self.models))
+        if unknown:
+            raise BudgetError(f"no price is known for {', '.join(unknown)} on this target")
+
+    def with_limits(self, limits: Mapping[str, float]) -> Pricer:
+        return Pricer(self.space, self.models, limits)
+
+    def corrected(self, quantity: str, factor: float) -> Pricer:
+        """The same pricer with one quantity's prices multiplied by measured over predicted."""
+        models = {q: m.scaled(factor) if q == quantity else m for q, m in self.models.items()}
+        return Pricer(self.space, models, self.limits)
+
+    def margin(self, quantity: str) -> float:
+        """What the prediction is multiplied by before it is held against the bound."""
+        return 1 + UPPER_90 * self.models[quantity].relative_error
+
+    def costs(self, policy: Policy) -> dict[str, float]:
+        """Predicted quantities, with ``latency_ms_upper``, the upper end of the 90 % interval."""
+        indices = self.space.indices(policy)[None]
+        costs = {q: float(m.price(indices)[0]) for q, m in self.models.items()}
+        if "latency_ms" in costs:
+            costs["latency_ms_upper"] = costs["latency_ms"] * self.margin("latency_ms")
+        return costs
+
+    def violations(self, costs: Mapping[str, float]) -> dict[str, float]:
+        """By how much each bound is exceeded, as a fraction of it."""
+        found = {}
+        for quantity, limit in self.limits.items():
+            value = costs[quantity] * self.margin(quantity)
+            if value > limit * (1 + 1e-9):
+                found[quantity] = value / limit - 1
+        return found
+
+    def within(self, policy: Policy) -> bool:
+        return not self.violations(self.costs(policy))
+
+    @cached_property
+    def _sizes(self) -> tuple[int, ...]:
+        return tuple(len(d.values) for d in self.space.decisions)
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        return np.array([v / self.margin(q) for q, v in self.limits.items()]) * (1 + 1e-9)
+
+    @cached_property
+    def _lookaheads(self) -> list[Lookahead]:
+        """One a mixture of the bounded quantities: each alone, every pair, all."""
+        models = [self.models[q] for q in self.limits]
+        scale = 1 / np.maximum(self._bounds, 1e-300)
+        n = len(models)
+        mixtures = [np.eye(n)[i] for i in range(n)]
+        for i, j in itertools.combinations(range(n), 2):
+            mixtures += [np.eye(n)[i] * a + np.eye(n)[j] * (1 - a) for a in (0.25, 0.5, 0.75)]
+        if n > 2:
+            mixtures.append(np.full(n, 1 / n))
+        return [Lookahead(models, list(mix * scale), self._sizes) for mix in mixtures]
+
+    def allowed(self, prefix: Sequence[int]) -> NDArray[np.bool_]:
+        """Which values of the next decision can still be completed within every bound.
+
+        A value is allowed when one of the cheapest completions (under each bound alone and under mixtures of
+        them) keeps all bounds. With one bound that is exact: a value is refused only if nothing completes it.
+
+        Args:
+            prefix: value indices of the decisions before it.
+
+        Returns:
+            bool [values]. Where the prefix itself cannot be completed, only the value that comes nearest to
+            the bounds is allowed, so that there always is one.
+        """
+        if not self.limits:
+            return np.ones(self._sizes[len(prefix)], dtype=bool)
+        options = np.stack([look.options(prefix) for look in self._lookaheads])
+        excess = (options / self._bounds).max(axis=2).min(axis=0)
+        fits = excess <= 1
+        if not fits.any():
+            fits[excess.argmin()] = True
+        return fits
+
+    def enforce(self, indices: Sequence[int]) -> Policy:
+        """The policy nearest to the wanted one within the bounds, decision by decision in order.
+
+        Each wanted value is clipped to the largest allowed one not above it, or else to the smallest allowed,
+        as AMC clips its action (He et al. 2018, arXiv 1802.03494, algorithm 1), with the cheapest completion
+        instead of the smallest ratio everywhere.
+        """
+        prefix: list[int] = []
+        for wanted in indices:
+            allowed = np.flatnonzero(self.allowed(prefix))
+            below = allowed[allowed <= wanted]
+            prefix.append(int(below[-1] if len(below) else allowed[0]))
+        return self.space.from_indices(prefix)
+
+    def cheapest(self, quantity: str) -> Policy:
+        """The policy with the smallest predicted value of one quantity."""
+        look = Lookahead([self.models[quantity]], [1.0], self._sizes)
+        prefix: list[int] = []
+        for _ in self._sizes:
+            prefix.append(int(look.options(prefix)[:, 0].argmin()))
+        return self.space.from_indices(prefix)
+
+    def smallest(self, quantity: str) -> float:
+        """The smallest predicted value any policy has, as it is held against a bound (margin included)."""
+        return self.costs(self.cheapest(quantity))[quantity] * self.margin(quantity)
+
+    def require_reachable(self) -> None:
+        """Raises BudgetError where no policy keeps the bounds, naming the smallest reachable values."""
+        for quantity, limit in self.limits.items():
+            least = self.smallest(quantity)
+            if least > limit * (1 + 1e-9):
+                whole = self.costs(self.space.uncompressed())[quantity]
+                raise BudgetError(
+                    f"budget {quantity} <= {limit:.6g} cannot be reached: the smallest reachable value on this "
+                    f"target is {least:.6g}, {least / whole:.3f} of the uncompressed network's {whole:.6g}. "
+                    "Raise the budget, widen the scope, or exclude fewer modules"
+                )
+        if self.limits and not self.within(self.enforce([0] * len(self.space))):
+            bounds = ", ".join(f"{q} <= {v:.6g}" for q, v in self.limits.items())
+            raise BudgetError(
+                f"each bound alone can be reached, but no policy was found that keeps all of {bounds} at once; "
+                "raise one of them"
+            )
