@@ -17,3 +17,10 @@ class ScoringError(TrimtabError):
 
     slug = "scoring"
     title = "Scoring failed"
+
+
+class TuningError(TrimtabError):
+    """No finalist could be fine-tuned."""
+
+    slug = "tuning"
+    title = "Fine-tuning failed"

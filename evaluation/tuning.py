@@ -35,3 +35,8 @@ class Tuner(Protocol):
 
     def run(self, train_one: TrainOne, finalists: Sequence[int], epochs: int, root: Path) -> list[Tuned]:
         """Raises TuningError (a TrimtabError) when no finalist could be trained."""
+
+
+def finalist_directory(root: Path, finalist: int) -> Path:
+    """Where a finalist's checkpoints lie; the same in every attempt of a job."""
+    return root / f"finalist-{finalist}"

@@ -1,9 +1,10 @@
 """Timing is exclusive on a host.
 
 Whoever computes (an evaluator of any job) holds the host's token *shared*, whoever times holds it
-*exclusive*. The token is a ``flock`` on a file, so the kernel gives it back when a process dies, however
-it dies. A stream of evaluators would starve a timer, therefore a timer first takes a second file (the
-intent) which every evaluator touches on its way in: once a timer waits, no new evaluator starts.
+*exclusive*. The token is a ``flock`` on a file, so the kernel gives it back when a process dies,
+however it dies. A stream of evaluators would starve a timer, therefore a timer first takes a second
+file (the intent) which every evaluator touches on its way in: once a timer waits, no new evaluator
+starts.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ class HostToken:
     """The token of one host.
 
     Args:
-        path: lock file; its directory is made. ``path`` with ``.intent`` appended is the timers' queue.
-            Left out, the one file of this user on this host.
+        path: lock file; its directory is made. ``path`` with ``.intent`` appended is the timers'
+            queue. Left out, the one file of this user on this host.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -141,7 +142,9 @@ class HostToken:
         held, depth = _HELD.tokens.get(self.path, (mode, 0))
         if depth:
             if mode == fcntl.LOCK_EX and held == fcntl.LOCK_SH:
-                raise MeasurementError("a thread that holds the host's token for computing cannot time")
+                raise MeasurementError(
+                    "a thread that holds the host's token for computing cannot time"
+                )
             _HELD.tokens[self.path] = (held, depth + 1)
             try:
                 yield

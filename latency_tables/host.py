@@ -104,7 +104,7 @@ class HostFingerprint:
 
     @property
     def has_vnni(self) -> bool:
-        """True when unsigned-by-signed int8 products do not saturate (AVX-VNNI, AVX512-VNNI, AMX)."""
+        """True when unsigned by signed int8 products do not saturate (any VNNI, AMX)."""
         return not {"avx_vnni", "avx512_vnni", "amx_int8"}.isdisjoint(self.flags)
 
     @property

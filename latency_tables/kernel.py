@@ -1,8 +1,8 @@
 """Kernels: operators as the target's runtime executes them.
 
-A kernel is a node of ONNX Runtime's *optimized* graph (fused, in blocked layout) without its weights'
-values: everything its time depends on and nothing else, so that two layers of the same shape share one
-row of the table.
+A kernel is a node of ONNX Runtime's *optimized* graph (fused, in blocked layout) without its
+weights' values: everything its time depends on and nothing else, so that two layers of the same
+shape share one row of the table.
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ class Kernel:
 
     @property
     def bits(self) -> int:
-        """Bits of the arithmetic: 8 when the first input or output of the operator is an 8-bit one."""
+        """Bits of the arithmetic: 8 when the first input or output of the operator is an 8-bit
+        one.
+        """
         specs = [spec for spec in (*self.inputs[:1], *self.outputs[:1]) if spec is not None]
         return int(min((ITEM_BYTES.get(spec.dtype, 4) * 8 for spec in specs), default=32))
 
@@ -169,7 +171,9 @@ class Kernel:
         def sizes(spec: TensorSpec | None) -> str:
             return "-" if spec is None else "x".join(map(str, spec.shape)) or "scalar"
 
-        words = [f"{self.domain.rpartition('.')[2]}.{self.op_type}" if self.domain else self.op_type]
+        words = [
+            f"{self.domain.rpartition('.')[2]}.{self.op_type}" if self.domain else self.op_type
+        ]
         window = self.attribute("kernel_shape", ())
         if isinstance(window, tuple) and window:
             strides = self.attribute("strides", ())
@@ -178,8 +182,10 @@ class Kernel:
         inputs = [spec for spec in self.inputs if spec is not None and not spec.constant]
         first = inputs[0] if inputs else next((spec for spec in self.inputs if spec), None)
         words.append(first.dtype if first else "")
-        words.append(f"{' + '.join(map(sizes, inputs)) or sizes(first)} -> "
-                     f"{', '.join(map(sizes, self.outputs))}")
+        words.append(
+            f"{' + '.join(map(sizes, inputs)) or sizes(first)} -> "
+            f"{', '.join(map(sizes, self.outputs))}"
+        )
         group, activation = self.attribute("group", 1), self.attribute("activation", "")
         words += [f"groups {group}"] * (group != 1) + [str(activation)] * bool(activation)
         return " ".join(word for word in words if word)
@@ -232,7 +238,7 @@ class KernelUse:
 
 
 def merge_uses(uses: Iterable[KernelUse]) -> list[KernelUse]:
-    """One use a kernel with the counts added up, in order of first occurrence; scopes are dropped."""
+    """One use a kernel with the counts added up, in order of occurrence; scopes are dropped."""
     merged: dict[str, KernelUse] = {}
     for use in uses:
         first = merged.get(use.kernel.key)

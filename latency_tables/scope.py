@@ -1,8 +1,8 @@
 """From node names back to module paths.
 
-``torch.onnx.export(dynamo=False)`` names a node after the modules whose ``forward`` was running and the
-operator: ``/layer1/layer1.0/conv2/Conv``. A child reached through a container repeats the container's
-name (``layer1.0``), any other child has its attribute's name alone (``conv2``).
+``torch.onnx.export(dynamo=False)`` names a node after the modules whose ``forward`` was running and
+the operator: ``/layer1/layer1.0/conv2/Conv``. A child reached through a container repeats the
+container's name (``layer1.0``), any other child has its attribute's name alone (``conv2``).
 """
 
 from __future__ import annotations

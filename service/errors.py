@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from latency_tables.errors import TrimtabError
 
 
@@ -64,3 +66,57 @@ class LeaseLost(TrimtabError):
     slug = "lease-lost"
     title = "Lease lost"
     status = 409
+
+
+class SettingsError(TrimtabError):
+    """The server's settings are wrong or unsafe; it does not start."""
+
+    slug = "settings"
+    title = "Unusable settings"
+
+
+class TooLargeError(TrimtabError):
+    """A request or an upload is larger than the operator allows."""
+
+    slug = "too-large"
+    title = "Too large"
+    status = 413
+
+
+class OriginError(TrimtabError):
+    """A web page of another origin, or an unexpected Host header, asks for something."""
+
+    slug = "foreign-origin"
+    title = "Foreign origin"
+    status = 403
+
+
+class DriverCrashed(TrimtabError):
+    """The job's driver died again and again without getting any further."""
+
+    slug = "driver-crashed"
+    title = "Job driver crashed"
+    status = 500
+
+
+class RuntimeUnavailable(TrimtabError):
+    """The runtime that starts jobs (Ray) cannot be started or reached."""
+
+    slug = "runtime-unavailable"
+    title = "Runtime unavailable"
+    status = 503
+
+
+class ApiError(TrimtabError):
+    """What a client sees of a server's problem document, or of a server that does not answer.
+
+    Attributes:
+        problem: the problem document, empty when no server answered.
+    """
+
+    slug = "api"
+    title = "The server refused"
+
+    def __init__(self, detail: str, problem: dict[str, Any] | None = None) -> None:
+        super().__init__(detail)
+        self.problem = problem or {}

@@ -1,0 +1,206 @@
+"""Makes compressed networks of one original: prune, drop, refit, calibrate, quantize."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressors.call_graph import INPUT_SITE, SiteMode, module_stack
+from compressors.errors import PruningError
+from compressors.groups import PruningGroup, channels_of
+from compressors.importance import ranking
+from compressors.plan import Plan
+from compressors.preparation import fold_norms, foldable
+from compressors.pruner import Channels, drop_blocks, slice_channels
+from compressors.quantization import (
+    QuantizedNetwork,
+    RangeObserver,
+    activation_scales,
+    fake_quantize_weight,
+    fit_weight,
+    quantized_sites,
+)
+from compressors.refit import Refitter, Target, collect_targets, refittable
+from compressors.structure import Structure, analyse
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A policy in the network's terms.
+
+    Attributes:
+        keep: pruning group root to number of channels kept; groups left out stay whole.
+        dropped: residual blocks left out.
+        integer: layers run with 8-bit weights and activations.
+    """
+
+    keep: Mapping[str, int] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+    integer: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A compressed network.
+
+    Attributes:
+        network: float modules; weights of integer layers lie on their grid.
+        plan: what was done.
+        refitted: layers whose weights were solved anew.
+    """
+
+    network: nn.Module
+    plan: Plan
+    refitted: tuple[str, ...] = ()
+
+    def runnable(self) -> nn.Module:
+        """The network with its activation quantizers."""
+        return QuantizedNetwork(self.network, self.plan.activations).eval() if self.plan.quantized else self.network
+
+
+class Compressor:
+    """Compresses one network again and again; the original is never changed.
+
+    Args:
+        network: prepared (``preparation.prepare``).
+        images: calibration images float [n, C, H, W]: for the refit and for activation ranges.
+        groups: from ``groups.find_groups`` on this network.
+        criterion: channel importance, see ``importance``.
+        reduce_range: keep integer weights within 63, for processors whose int8 product saturates at 16 bits.
+        places: positions an image in the refit.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        images: Tensor,
+        groups: list[PruningGroup],
+        criterion: str = "l1",
+        reduce_range: bool = False,
+        places: int = 24,
+    ) -> None:
+        self.original = network
+        self.images = images
+        self.groups = {group.root: group for group in groups}
+        unfolded = analyse(network, images[:2])
+        self.folded_pairs = tuple(foldable(network, unfolded))
+        self.folded = copy.deepcopy(network)
+        fold_norms(self.folded, list(self.folded_pairs))
+        self.structure: Structure = analyse(self.folded, images[:2])
+        self.rankings = {g.root: ranking(self.folded, g, criterion) for g in groups}
+        self._limit = 63 if reduce_range else 127
+        self._places = places
+        self._targets: dict[str, Target] | None = None
+
+    def channels(self, choices: Choices) -> Channels:
+        """Kept positions per module and axis."""
+        picked = []
+        for root, count in choices.keep.items():
+            group = self.groups.get(root)
+            if group is None:
+                raise PruningError(f"no pruning group {root!r} in this network")
+            if count < group.channels:
+                picked.append((group, np.sort(self.rankings[root][:count])))
+        return channels_of(self.original, picked)
+
+    def compress(self, choices: Choices, refit: bool = True) -> Compressed:
+        """The compressed network.
+
+        Args:
+            choices: what to keep.
+            refit: solve pruned layers anew (``refit``).
+
+        Raises:
+            PruningError: the network fails after pruning, or its output changes shape.
+        """
+        channels = self.channels(choices)
+        network = copy.deepcopy(self.folded)
+        drop_blocks(network, choices.dropped)
+        slice_channels(network, channels)
+        return self._finish(network, channels, choices, refit)
+
+    def requantize(self, network: nn.Module, choices: Choices) -> Compressed:
+        """Calibrates and quantizes a network that was pruned by the same choices and then trained.
+
+        Args:
+            network: float, folded, of the shape ``compress`` gives.
+        """
+        return self._finish(copy.deepcopy(network).eval(), self.channels(choices), choices, refit=False)
+
+    def _finish(self, network: nn.Module, channels: Channels, choices: Choices, refit: bool) -> Compressed:
+        integer = [
+            layer.path
+            for layer in self.structure.layers
+            if layer.path in choices.integer and not _inside(layer.path, choices.dropped)
+        ]
+        sites = quantized_sites(self.structure, integer, choices.dropped)
+        refitted = self._pass(network, channels, choices, refit, sites)
+        observer, done = refitted
+        weights = {}
+        for path in integer:
+            module = network.get_submodule(path)
+            assert isinstance(module, nn.Conv2d | nn.Linear)
+            weights[path] = fit_weight(module.weight, self._limit)
+            module.weight.data = fake_quantize_weight(module.weight, weights[path])
+        plan = Plan(
+            folded=self.folded_pairs,
+            dropped=choices.dropped,
+            channels=channels,
+            weights=weights,
+            activations=activation_scales(sites, observer.ranges),
+            input_shape=tuple(self.images.shape[1:]),
+        )
+        return Compressed(network, plan, tuple(done))
+
+    def _pass(
+        self, network: nn.Module, channels: Channels, choices: Choices, refit: bool, sites: dict[str, str]
+    ) -> tuple[RangeObserver, list[str]]:
+        """One pass over the calibration images: refits in order, watches ranges, checks the output."""
+        observer = RangeObserver(set(sites.values()))
+        pruned = [
+            layer.path
+            for layer in self.structure.layers
+            if "in" in channels.get(layer.path, {}) and not _inside(layer.path, choices.dropped)
+        ]
+        refit = refit and bool(pruned)
+        if not refit and not sites:
+            images = self.images[:2]  # the guard alone
+        else:
+            images = self.images
+        outputs = {
+            path: torch.tensor(axes["out"], dtype=torch.long) for path, axes in channels.items() if "out" in axes
+        }
+        refitter = Refitter(self.targets() if refit else {}, outputs)
+        handles = refitter.attach(network, pruned) if refit else []
+        observer.see(INPUT_SITE, images)
+        try:
+            with module_stack(network) as stack, torch.no_grad(), SiteMode(stack, observer.see):
+                out = network(images)
+        except Exception as error:
+            raise PruningError(
+                f"the compressed network fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        expected = self.structure.graph.output_shape[1:]
+        if tuple(out.shape[1:]) != expected:
+            raise PruningError(f"the compressed network gives {list(out.shape[1:])} instead of {list(expected)}")
+        return observer, refitter.refitted
+
+    def targets(self) -> dict[str, Target]:
+        """Outputs of the original at sampled places, computed at the first need."""
+        if self._targets is None:
+            readers = {m.path for g in self.groups.values() for m in g.members if m.axis == "in"}
+            wanted = [x.path for x in self.structure.layers if x.path in readers and refittable(x)]
+            self._targets = collect_targets(self.folded, self.structure, self.images, wanted, self._places)
+        return self._targets
+
+
+def _inside(path: str, blocks: tuple[str, ...]) -> bool:
+    return any(path == block or path.startswith(block + ".") for block in blocks)

@@ -1,0 +1,104 @@
+"""What a policy does to a network, as pure data.
+
+A plan and the original's factory rebuild the compressed network without the dependency graph, the calibration
+images or the search space; the weights come from a safetensors file beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from compressors.errors import PlanError
+from compressors.pruner import Channels
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationScale:
+    """Affine quantization of one tensor, ``x ~ scale * (q - zero_point)``, ``q`` in 0 to ``2^bits - 1``."""
+
+    scale: float
+    zero_point: int
+    bits: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class WeightScale:
+    """Symmetric per-output-channel quantization of one layer's weight, ``w ~ scale[c] * q``.
+
+    Attributes:
+        scale: one a output channel.
+        bits: bit width.
+        limit: largest magnitude of ``q``: 127, or 63 where the processor's int8 product saturates.
+    """
+
+    scale: tuple[float, ...]
+    bits: int = 8
+    limit: int = 127
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """See the module's docstring.
+
+    Attributes:
+        folded: pairs (layer, batch norm) merged into one layer.
+        dropped: residual blocks left out.
+        channels: kept positions per module and axis.
+        weights: quantized layers.
+        activations: quantized tensors by site (see ``call_graph``).
+        input_shape: [C, H, W] the network was compressed for.
+    """
+
+    folded: tuple[tuple[str, str], ...] = ()
+    dropped: tuple[str, ...] = ()
+    channels: Channels = field(default_factory=dict)
+    weights: Mapping[str, WeightScale] = field(default_factory=dict)
+    activations: Mapping[str, ActivationScale] = field(default_factory=dict)
+    input_shape: tuple[int, ...] = ()
+
+    @property
+    def quantized(self) -> bool:
+        return bool(self.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": PLAN_VERSION,
+            "input_shape": list(self.input_shape),
+            "folded": [list(pair) for pair in self.folded],
+            "dropped": list(self.dropped),
+            "channels": {p: {a: list(k) for a, k in axes.items()} for p, axes in self.channels.items()},
+            "weights": {
+                p: {"bits": w.bits, "limit": w.limit, "scale": list(w.scale)} for p, w in self.weights.items()
+            },
+            "activations": {
+                s: {"bits": a.bits, "scale": a.scale, "zero_point": a.zero_point}
+                for s, a in self.activations.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Raises PlanError for another version or a malformed document."""
+        if not isinstance(data, Mapping) or data.get("version") != PLAN_VERSION:
+            found = data.get("version") if isinstance(data, Mapping) else type(data).__name__
+            raise PlanError(f"plan version {found!r} is not supported; this Trimtab reads {PLAN_VERSION}")
+        try:
+            return cls(
+                folded=tuple((a, b) for a, b in data["folded"]),
+                dropped=tuple(data["dropped"]),
+                channels={p: {a: tuple(k) for a, k in axes.items()} for p, axes in data["channels"].items()},
+                weights={
+                    p: WeightScale(tuple(w["scale"]), w["bits"], w["limit"]) for p, w in data["weights"].items()
+                },
+                activations={
+                    s: ActivationScale(a["scale"], a["zero_point"], a["bits"])
+                    for s, a in data["activations"].items()
+                },
+                input_shape=tuple(data["input_shape"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanError(f"malformed plan: {type(error).__name__}: {error}") from error

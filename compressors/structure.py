@@ -1,0 +1,218 @@
+"""Layers, their activations and droppable blocks of a network, read off its call graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from compressors.call_graph import INPUT_SITE, Call, CallGraph, ModuleUse, record
+
+# Functions that zero (or cap) from below at 0 and so merge with an unsigned quantizer of their output.
+RECTIFIERS = frozenset({"relu", "relu6", "hardtanh"})
+# Functions that only move values, so that one quantizer serves input and output.
+MOVERS = frozenset(
+    {"max_pool2d", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "dropout"}
+)
+NORMS = frozenset({"batch_norm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer that runs exactly once.
+
+    Attributes:
+        path: module path.
+        index: position in execution order.
+        kind: ``conv``, ``depthwise``, ``grouped`` or ``linear``.
+        input: site of its input.
+        call: site of its own output.
+        norm: path of the batch norm that alone follows it, or None.
+        output: site after the norm and a following rectifier: the tensor a runtime quantizes.
+        rectified: whether that output passed a rectifier.
+        input_shape, output_shape: of the layer's tensors, batch first.
+        in_channels, out_channels, kernel, stride: as in the module.
+        macs: multiply-accumulates for one example.
+        weights: number of weights (bias left out).
+    """
+
+    path: str
+    index: int
+    kind: str
+    input: str
+    call: str
+    norm: str | None
+    output: str
+    rectified: bool
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    in_channels: int
+    out_channels: int
+    kernel: int
+    stride: int
+    macs: int
+    weights: int
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A residual block that can be left out: its input has the shape of its output and is added to it."""
+
+    path: str
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """See the module's docstring.
+
+    Attributes:
+        graph: the call graph of one forward pass.
+        layers: in execution order.
+        blocks: droppable blocks in execution order.
+        skipped: layer path to the reason it is no layer of ours (called twice, no single input).
+    """
+
+    graph: CallGraph
+    layers: tuple[Layer, ...]
+    blocks: tuple[Block, ...]
+    skipped: dict[str, str]
+
+    def layer(self, path: str) -> Layer:
+        return next(layer for layer in self.layers if layer.path == path)
+
+
+def analyse(network: nn.Module, example: Tensor) -> Structure:
+    """Records one forward pass and reads the structure off it.
+
+    Args:
+        network: prepared (``compressors.preparation.prepare``), in eval mode.
+        example: float [batch, ...].
+
+    Raises:
+        TraceError: see ``call_graph.record``.
+    """
+    graph = record(network, example)
+    consumers = graph.consumers()
+    modules = dict(network.named_modules())
+    counts: dict[str, int] = {}
+    for use in graph.uses:
+        counts[use.path] = counts.get(use.path, 0) + 1
+    layers: list[Layer] = []
+    skipped: dict[str, str] = {}
+    order = {call.site: k for k, call in enumerate(graph.calls)}
+    for use in sorted(graph.uses, key=lambda u: order.get(u.output or "", -1)):
+        module = modules[use.path]
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        if counts[use.path] > 1:
+            skipped[use.path] = "the module runs more than once"
+        elif use.input is None or use.output is None or use.arguments != 1:
+            skipped[use.path] = "the module has no single tensor input and output"
+        else:
+            layers.append(_layer(use, module, len(layers), graph, consumers, modules, counts))
+    blocks = _blocks(network, graph, counts)
+    return Structure(graph, tuple(layers), blocks, skipped)
+
+
+def _sole(consumers: dict[str, list[Call]], site: str, graph: CallGraph) -> Call | None:
+    found = consumers.get(site, [])
+    return found[0] if len(found) == 1 and site != graph.output else None
+
+
+def _layer(
+    use: ModuleUse,
+    module: nn.Conv2d | nn.Linear,
+    index: int,
+    graph: CallGraph,
+    consumers: dict[str, list[Call]],
+    modules: dict[str, nn.Module],
+    counts: dict[str, int],
+) -> Layer:
+    assert use.input is not None and use.output is not None
+    site, norm = use.output, None
+    after = _sole(consumers, site, graph)
+    if after is not None and after.function in NORMS and counts.get(after.module) == 1:
+        if isinstance(modules[after.module], nn.BatchNorm2d):
+            norm, site = after.module, after.site
+            after = _sole(consumers, site, graph)
+    rectified = after is not None and after.function in RECTIFIERS
+    if rectified:
+        assert after is not None
+        site = after.site
+    if isinstance(module, nn.Conv2d):
+        groups = module.groups
+        kind = "conv" if groups == 1 else "depthwise" if groups == module.in_channels else "grouped"
+        channels = (module.in_channels, module.out_channels)
+        kernel, stride = module.kernel_size[0], module.stride[0]
+        macs = module.weight[0].numel() * prod(use.output_shape[1:])
+    else:
+        kind, kernel, stride = "linear", 1, 1
+        channels = (module.in_features, module.out_features)
+        macs = module.weight.numel() * prod(use.output_shape[1:-1])
+    return Layer(
+        use.path, index, kind, use.input, use.output, norm, site, rectified, use.input_shape, use.output_shape,
+        channels[0], channels[1], kernel, stride, macs, module.weight.numel(),
+    )  # fmt: skip
+
+
+def _blocks(network: nn.Module, graph: CallGraph, counts: dict[str, int]) -> tuple[Block, ...]:
+    by_site = graph.by_site()
+    found = []
+    for use in graph.uses:
+        if (
+            counts[use.path] == 1
+            and use.arguments == 1
+            and use.input is not None
+            and use.output is not None
+            and use.input != use.output
+            and use.input_shape == use.output_shape
+            and any(True for _ in network.get_submodule(use.path).children())
+            and _adds_input(use, by_site)
+        ):
+            found.append(Block(use.path, use.input, use.output))
+    # Of nested candidates only the innermost is a decision: dropping it is the finer choice.
+    paths = {b.path for b in found}
+    inner = [b for b in found if not any(p != b.path and p.startswith(b.path + ".") for p in paths)]
+    order = {call.site: k for k, call in enumerate(graph.calls)}
+    return tuple(sorted(inner, key=lambda b: order.get(b.output, -1)))
+
+
+def _adds_input(use: ModuleUse, by_site: dict[str, Call]) -> bool:
+    """Whether the block's output is its input plus something, up to a rectifier."""
+    site = use.output
+    for _ in range(8):
+        call = by_site.get(site or "")
+        if call is None:
+            return False
+        if call.function in RECTIFIERS or call.function == "dropout":
+            site = call.inputs[0]
+        elif call.function == "add" and call.module == use.path and len(call.inputs) == 2:
+            if use.input in call.inputs:
+                return True
+            # A transformer block adds twice: x + attention, then that + mlp.
+            earlier = [s for s in call.inputs if s in by_site and by_site[s].function == "add"]
+            if not earlier:
+                return False
+            site = earlier[0]
+        else:
+            return False
+    return False
+
+
+def output_shape(network: nn.Module, example: Tensor) -> tuple[int, ...]:
+    """Shape of the network's output, batch first. Raises TraceError where the forward pass fails."""
+    return record(network, example).output_shape
+
+
+def input_site() -> str:
+    return INPUT_SITE
+
+
+def example_input(shape: tuple[int, int, int], batch: int = 2) -> Tensor:
+    """A fixed pseudo-random batch to trace with, float32 [batch, C, H, W]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((batch, *shape), generator=generator)

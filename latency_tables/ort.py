@@ -1,0 +1,254 @@
+"""The ``x86-ort`` target: ONNX Runtime on the processor."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from latency_tables.errors import KernelError, MeasurementError, TargetError
+from latency_tables.exclusive import HostToken
+from latency_tables.host import HostFingerprint
+from latency_tables.kernel import Kernel, KernelUse
+from latency_tables.latency import Latency, Measurements, median_ci95, now
+from latency_tables.ort_bench import (
+    EXTRA_ROUNDS,
+    ROUNDS,
+    KernelTimer,
+    Timed,
+    no_garbage_collection,
+    reference,
+    time_rounds,
+)
+from latency_tables.ort_graph import (
+    input_specs,
+    open_session,
+    read_kernels,
+    sample_input,
+    session_options,
+)
+from latency_tables.row import Row
+from latency_tables.target import Array, KernelFailure, KernelMeasurements, Progress, Stop
+
+_BATCH_OF_KERNELS = 16
+_PAUSE_SECONDS = 0.03
+_LEAST_ROUNDS = 7
+_ROUND_SECONDS = 0.01
+
+
+@dataclass(frozen=True)
+class OrtTarget:
+    """ONNX Runtime's CPU provider on an x86 machine, default session options but for the threads.
+
+    It computes in fp32 and in int8 (unsigned activations, signed weights); fewer bits would only be
+    stored, so they are not offered.
+
+    Attributes:
+        threads: intra-op threads.
+        batch: examples in one inference.
+        token: the host's timing token; this user's one when left out.
+    """
+
+    threads: int = 1
+    batch: int = 1
+    token: HostToken | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "batch"):
+            if getattr(self, name) < 1:
+                raise TargetError(f"option {name!r} of x86-ort must be 1 or more")
+
+    @property
+    def name(self) -> str:
+        return "x86-ort"
+
+    @property
+    def options(self) -> Mapping[str, int]:
+        return {"threads": self.threads, "batch": self.batch}
+
+    @property
+    def spec(self) -> str:
+        return f"x86-ort?threads={self.threads}&batch={self.batch}"
+
+    @property
+    def device_class(self) -> str:
+        flags = set(self.host().flags)
+        order = ("amx_int8", "avx512_vnni", "avx512f", "avx_vnni", "avx2")
+        return "x86-" + next((flag.replace("_", "-") for flag in order if flag in flags), "sse")
+
+    @property
+    def precisions(self) -> tuple[int, ...]:
+        return (8, 32)
+
+    @property
+    def can_measure(self) -> bool:
+        return platform.machine().lower() in ("x86_64", "amd64")
+
+    @property
+    def artifact_name(self) -> str:
+        return "model.onnx"
+
+    @property
+    def reduce_range(self) -> bool:
+        return not self.host().has_vnni
+
+    def channel_step(self, channels: int) -> int:
+        return 4 if channels <= 16 else 8
+
+    @cached_property
+    def _host(self) -> HostFingerprint:
+        return HostFingerprint.here()
+
+    def host(self) -> HostFingerprint:
+        return self._host
+
+    def kernels(self, model: bytes | Path) -> list[KernelUse]:
+        return read_kernels(model, self.threads, self.batch)
+
+    def _own_token(self) -> HostToken:
+        if not self.can_measure:
+            raise MeasurementError(f"x86-ort cannot be measured on {platform.machine()}")
+        return self.token or HostToken()
+
+    def measure_kernels(
+        self,
+        kernels: Iterable[Kernel],
+        progress: Progress | None = None,
+        stop: Stop | None = None,
+        max_seconds: float | None = None,
+    ) -> KernelMeasurements:
+        token, begin = self._own_token(), time.monotonic()
+        wanted = list({kernel.key: kernel for kernel in kernels}.values())
+        beside = reference(self.threads)
+        rows: list[Row] = []
+        failures: list[KernelFailure] = []
+        times: list[float] = []
+        done = 0
+
+        def give_up() -> bool:
+            late = max_seconds is not None and time.monotonic() - begin > max_seconds
+            return late or (stop is not None and stop())
+
+        while done < len(wanted) and not give_up():
+            batch = wanted[done : done + _BATCH_OF_KERNELS]
+            with token.timing():
+                timers, broken = self._build(batch)
+                failures += broken
+                times += time_rounds(timers, beside, ROUNDS)
+                unsettled = [timer for timer in timers if not timer.settled]
+                if unsettled:
+                    times += time_rounds(unsettled, beside, EXTRA_ROUNDS, give_up)
+            for timer in timers:
+                try:
+                    # Expressed at the whole run's reference time below, once that is known.
+                    rows.append(timer.row(1.0))
+                except KernelError as error:
+                    failures.append(KernelFailure(timer.kernel, str(error)))
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(wanted))
+            if done < len(wanted):
+                time.sleep(_PAUSE_SECONDS)  # let waiting evaluators and timers in
+        microseconds = float(np.median(times)) * 1e6 if times else 0.0
+        return KernelMeasurements(
+            rows=tuple(
+                replace(row.at_reference(microseconds), run_reference_us=microseconds)
+                for row in rows
+            ),
+            failures=tuple(failures),
+            left=tuple(wanted[done:]),
+            reference_us=microseconds,
+        )
+
+    def _build(self, kernels: Iterable[Kernel]) -> tuple[list[KernelTimer], list[KernelFailure]]:
+        timers, failures = [], []
+        for kernel in kernels:
+            try:
+                timers.append(KernelTimer(kernel, self.threads))
+            except KernelError as error:
+                failures.append(KernelFailure(kernel, str(error)))
+        return timers, failures
+
+    def measure(self, models: Mapping[str, Path], seconds: float = 2.0) -> Measurements:
+        token = self._own_token()
+        networks = {name: self._open(path) for name, path in models.items()}
+        beside = reference(self.threads)
+        samples: dict[str, list[float]] = {name: [] for name in networks}
+        rounds: dict[str, list[float]] = {name: [] for name in networks}
+        references: list[float] = []
+        with token.timing(), no_garbage_collection():
+            repeats = {}
+            for name, network in networks.items():
+                network.once()
+                best = min(network.once() for _ in range(3))
+                repeats[name] = int(max(1, min(50, _ROUND_SECONDS / max(best, 1e-6))))
+            end = time.monotonic() + seconds * len(networks)
+            while len(references) < _LEAST_ROUNDS or time.monotonic() < end:
+                before = beside.median(7)
+                for name, network in networks.items():
+                    timed = network.samples(repeats[name])
+                    samples[name] += timed
+                    rounds[name].append(float(np.median(timed)))
+                references.append((before + beside.median(7)) / 2)
+        return Measurements(
+            latencies={name: _latency(samples[name], rounds[name]) for name in networks},
+            rounds={name: tuple(1e3 * value for value in rounds[name]) for name in networks},
+            reference_us=1e6 * float(np.median(references)),
+            reference_rounds=tuple(1e3 * value for value in references),
+            time=now(),
+        )
+
+    def _open(self, path: Path) -> Timed:
+        try:
+            session = open_session(path, session_options(self.threads))
+            generator = np.random.default_rng(0)
+            feeds = {
+                name: sample_input(spec.dtype, spec.shape, generator)
+                for name, spec in input_specs(session).items()
+            }
+            timed = Timed(session, feeds)
+            timed.once()
+        except KernelError as error:
+            raise MeasurementError(f"{path}: {error}") from error
+        except Exception as error:
+            raise MeasurementError(f"{path} does not run: {error}") from error
+        return timed
+
+    def run(self, model: Path, batch: Array) -> Array:
+        try:
+            session = open_session(model, session_options(self.threads))
+            ((name, spec),) = input_specs(session).items()
+        except (KernelError, ValueError) as error:
+            raise MeasurementError(f"{model}: {error}") from error
+        examples = np.ascontiguousarray(batch, dtype=spec.dtype)
+        if examples.shape[1:] != spec.shape[1:] or len(examples) == 0:
+            raise MeasurementError(
+                f"{model} takes examples {list(spec.shape[1:])}, given {list(examples.shape)}"
+            )
+        size = spec.shape[0]
+        first = session.get_outputs()[0].name
+        results = []
+        for start in range(0, len(examples), size):
+            part = examples[start : start + size]
+            padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
+            (result,) = session.run([first], {name: padded})
+            results.append(result[: len(part)])
+        return np.concatenate(results)
+
+
+def _latency(samples: list[float], rounds: list[float]) -> Latency:
+    p10, p50, p90 = (1e3 * float(np.quantile(samples, q)) for q in (0.1, 0.5, 0.9))
+    middle, low, high = median_ci95(rounds)
+    # The interval's width comes from the rounds, its place from the p50 over all samples.
+    return Latency(
+        p50_ms=p50,
+        p90_ms=p90,
+        p10_ms=p10,
+        count=len(samples),
+        ci95_ms=(p50 + 1e3 * (low - middle), p50 + 1e3 * (high - middle)),
+    )

@@ -1,0 +1,123 @@
+"""One row of a latency table: what one kernel costs, how well that is known, and where from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from latency_tables.errors import TableError
+from latency_tables.kernel import Kernel
+from latency_tables.latency import Z95
+
+PROVENANCES = ("measured", "modelled", "simulated", "imported")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Cost of one kernel.
+
+    A time on a shared machine means little alone, so every row carries the time of the reference
+    network beside it. ``median_us / reference_us`` is the ratio that was measured; a table
+    expresses all its rows at one reference time.
+
+    Attributes:
+        kernel: what was measured.
+        count: rounds of measurement; 0 for a modelled row.
+        median_us, p10_us, p90_us: over the rounds, in ``unit``.
+        ci95: 95 % interval of the median, in ``unit``.
+        time: when, UTC, ISO 8601.
+        reference_us: the reference network's time that the numbers above are expressed at.
+        run_reference_us: the reference network's median time in the run that measured the row.
+        unit: ``us``.
+        provenance: one of ``PROVENANCES``.
+    """
+
+    kernel: Kernel
+    count: int
+    median_us: float
+    p10_us: float
+    p90_us: float
+    ci95: tuple[float, float]
+    time: str
+    reference_us: float
+    run_reference_us: float
+    unit: str = "us"
+    provenance: str = "measured"
+
+    def __post_init__(self) -> None:
+        for name in ("median_us", "p10_us", "p90_us", "reference_us", "run_reference_us"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0 or (value == 0 and "reference" in name):
+                raise TableError(f"row {self._label}: {name} is {value}")
+        if not all(math.isfinite(end) for end in self.ci95) or self.ci95[0] > self.ci95[1]:
+            raise TableError(f"row {self._label}: ci95 is {self.ci95}")
+        if self.count < 0:
+            raise TableError(f"row {self._label}: count is {self.count}")
+        if self.unit != "us":
+            raise TableError(f"row {self._label}: unknown unit {self.unit!r}, known: us")
+        if self.provenance not in PROVENANCES:
+            raise TableError(f"row {self._label}: unknown provenance {self.provenance!r}")
+
+    @property
+    def _label(self) -> str:
+        return f"{self.kernel.key} ({self.kernel.describe()})"
+
+    @property
+    def sigma_us(self) -> float:
+        """Standard error of the median, from the interval."""
+        return (self.ci95[1] - self.ci95[0]) / (2 * Z95)
+
+    def at_reference(self, reference_us: float) -> Row:
+        """The same row expressed at another time of the reference network."""
+        if reference_us == self.reference_us:
+            return self
+        scale = reference_us / self.reference_us
+        return replace(
+            self,
+            median_us=self.median_us * scale,
+            p10_us=self.p10_us * scale,
+            p90_us=self.p90_us * scale,
+            ci95=(self.ci95[0] * scale, self.ci95[1] * scale),
+            reference_us=reference_us,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**fields, "kernel": self.kernel.to_json(), "ci95": list(self.ci95)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], name: str = "?") -> Row:
+        """Reads what ``to_json`` wrote.
+
+        Args:
+            name: what to call the row in an error.
+
+        Raises:
+            TableError: a field is missing, of the wrong type, negative or no number.
+        """
+        try:
+            low, high = data["ci95"]
+            return cls(
+                kernel=Kernel.from_json(data["kernel"]),
+                count=int(data["count"]),
+                ci95=(float(low), float(high)),
+                time=str(data["time"]),
+                unit=str(data["unit"]),
+                provenance=str(data["provenance"]),
+                **{
+                    field: float(data[field])
+                    for field in (
+                        "median_us",
+                        "p10_us",
+                        "p90_us",
+                        "reference_us",
+                        "run_reference_us",
+                    )
+                },
+            )
+        except KeyError as error:
+            raise TableError(f"row {name}: {error} is missing") from error
+        except (TypeError, ValueError) as error:
+            raise TableError(f"row {name}: {error}") from error

@@ -1,0 +1,236 @@
+"""``trimtab compress`` and ``trimtab plan``: one job in this process, and its dry run."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from service.cli_common import (
+    INTERRUPTED,
+    OK,
+    complain,
+    first_problem,
+    folder,
+    readable_file,
+    reserved_stdout,
+    write,
+    write_json,
+)
+from service.errors import RequestError
+
+
+def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The options that make up a job, the same for ``compress``, ``plan`` and ``submit``."""
+    parser.add_argument(
+        "--model", required=required, metavar="S",
+        help="timm:NAME, torchvision:NAME or python:MODULE:FACTORY",
+    )  # fmt: skip
+    parser.add_argument("--weights", type=readable_file, metavar="F", help="safetensors file")
+    parser.add_argument(
+        "--data", required=required, metavar="S",
+        help="digits, imagefolder:NAME, torchvision:NAME, python:MODULE:FACTORY",
+    )  # fmt: skip
+    parser.add_argument(
+        "--target", default="x86-ort", metavar="T", help="e.g. x86-ort?threads=2 (default x86-ort)"
+    )
+    parser.add_argument(
+        "--budget", action="append", default=[], metavar="KEY=VALUE",
+        help="latency=0.5, size=0.3, macs=0.5, latency_ms=1.2, ...; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--objective", choices=("accuracy", "latency"), default="accuracy")
+    parser.add_argument("--max-drop", type=float, metavar="D", help="for objective latency, e.g. 0.005")
+    parser.add_argument("--agent", default="auto", metavar="A")
+    parser.add_argument("--scope", choices=("prune", "quantize", "joint"), default="joint")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="MODULE", help="left as it is; repeatable"
+    )
+    parser.add_argument("--evaluations", type=int, default=100, metavar="N")
+    parser.add_argument("--max-seconds", type=float, metavar="S")
+    parser.add_argument("--finetune-epochs", type=int, default=0, metavar="E")
+    parser.add_argument("--seed", type=int, default=0, metavar="S")
+
+
+def add_local_options(parser: argparse.ArgumentParser) -> None:
+    """What the operator of a server would set."""
+    parser.add_argument(
+        "--code-path", action="append", default=[], type=folder, metavar="DIR",
+        help="folder with the modules of python: sources; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--image-folder", action="append", default=[], metavar="NAME=DIR",
+        help="makes DIR available as imagefolder:NAME; repeatable",
+    )  # fmt: skip
+
+
+def add_commands(commands: Any) -> None:
+    compress = commands.add_parser("compress", help="run one job in this process, without a server")
+    add_job_options(compress)
+    add_local_options(compress)
+    compress.add_argument(
+        "--evaluators", type=int, metavar="N", help="policies scored side by side (default: cores)"
+    )
+    compress.add_argument("--out", required=True, type=Path, metavar="DIR", help="the job's files")
+    compress.add_argument("--json", action="store_true", help="print report.json")
+    compress.set_defaults(run=run_compress)
+    plan = commands.add_parser("plan", help="decisions, smallest reachable budget, estimated time")
+    add_job_options(plan)
+    add_local_options(plan)
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(run=run_plan)
+
+
+def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any]:
+    """The body of ``POST /v1/jobs`` for these options."""
+    from search_spaces.budget import Budget
+
+    return {
+        "model": {"source": args.model, "weights": weights},
+        "data": {"source": args.data},
+        "target": args.target,
+        "budget": Budget.parse(args.budget).to_json() if args.budget else {},
+        "objective": args.objective,
+        "max_drop": args.max_drop,
+        "space": {"scope": args.scope, "exclude": args.exclude},
+        "agent": {"name": args.agent, "evaluations": args.evaluations, "seed": args.seed},
+        "max_seconds": args.max_seconds,
+        "finetune": {"epochs": args.finetune_epochs},
+    }
+
+
+def checked_spec(document: dict[str, Any]) -> Any:
+    """A JobSpec whose agent and target exist.
+
+    Raises:
+        RequestError: a field is missing or out of range, or there is no such agent.
+        TargetError: unknown target.
+    """
+    from pydantic import ValidationError
+
+    from latency_tables import parse_target
+    from service.job_spec import AGENTS, JobSpec
+    from service.source_name import suggest
+
+    try:
+        spec = JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise RequestError(first_problem(error)) from error
+    if spec.agent.name not in AGENTS:
+        raise RequestError(
+            f"unknown agent {spec.agent.name!r}{suggest(spec.agent.name, AGENTS)}; "
+            f"known: {', '.join(AGENTS)}"
+        )
+    parse_target(spec.target)
+    return spec
+
+
+def local_sources(args: argparse.Namespace, data_dir: Path) -> Any:
+    """On the command line the user is the operator: every Python source is allowed."""
+    from service.sources import Sources
+
+    folders = {}
+    for item in args.image_folder:
+        name, _, path = item.partition("=")
+        if not name or not path or not Path(path).expanduser().is_dir():
+            raise RequestError(f"--image-folder {item!r} is not of the form NAME=DIR with a folder DIR")
+        folders[name] = Path(path).expanduser()
+    return Sources(
+        allow=("python:*",),
+        code_paths=args.code_path,
+        image_folders=folders,
+        torchvision_root=data_dir / "torchvision",
+    )
+
+
+def file_id(path: Path | None) -> str | None:
+    """SHA-256 of a weights file, which stands for its id."""
+    if path is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Path]:
+    """Spec, sources and data directory, everything checked that can be checked at once."""
+    from service.settings import Settings
+    from service.weights import read_weights
+
+    data_dir = Settings.load().data_dir
+    sources = local_sources(args, data_dir)
+    sources.check_model(args.model)
+    sources.check_data(args.data)
+    spec = checked_spec(job_document(args, file_id(args.weights)))
+    if args.weights is not None:
+        read_weights(args.weights)
+    return spec, sources, data_dir
+
+
+def run_compress(args: argparse.Namespace) -> int:
+    """Exit 0 with a report, 130 after Ctrl-C or SIGTERM."""
+    from service.local_context import LocalContext
+    from service.progress import StageProgress
+    from service.settings import cores
+    from service.summary import side_by_side
+
+    if args.evaluators is not None and not 1 <= args.evaluators <= 1024:
+        raise RequestError(f"--evaluators must be 1 to 1024, not {args.evaluators}")
+    if args.out.exists() and not args.out.is_dir():
+        raise RequestError(f"--out {str(args.out)!r} is a file, not a folder")
+    with reserved_stdout():
+        spec, sources, data_dir = _prepared(args)
+        from service.pipeline import run_job
+
+        evaluators = args.evaluators or cores()
+        with (
+            StageProgress() as progress,
+            LocalContext(
+                spec, args.out, data_dir, sources, args.weights, evaluators, progress
+            ) as context,
+        ):
+            earlier = len(context.recorded())
+            if earlier:
+                progress.say(f"going on after {earlier} recorded trials in {args.out}")
+            previous = signal.signal(signal.SIGTERM, _interrupt)
+            try:
+                report = run_job(spec, context)
+                context.finish()
+            except KeyboardInterrupt:
+                progress.close()
+                kept = len(context.recorded())
+                complain(
+                    f"interrupted; {kept} trials are kept in {args.out} and the same command "
+                    "goes on from there"
+                )
+                return INTERRUPTED
+            finally:
+                signal.signal(signal.SIGTERM, previous)
+    if args.json:
+        write_json(report)
+    else:
+        write(f"{side_by_side(report)}\n\nfiles: {args.out}, page: {args.out / 'report.html'}")
+    return OK
+
+
+def run_plan(args: argparse.Namespace) -> int:
+    """Spends no evaluation; exit 0."""
+    from service.progress import StageProgress
+    from service.summary import plan_text
+
+    with reserved_stdout(), StageProgress() as progress:
+        spec, sources, data_dir = _prepared(args)
+        from service.planning import plan
+
+        progress.show("planning", "tracing the network and measuring what the table lacks")
+        found = plan(spec, sources, args.weights, data_dir)
+    if args.json:
+        write_json(found)
+    else:
+        write(plan_text(found))
+    return OK
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

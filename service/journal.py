@@ -1,0 +1,103 @@
+"""A job's journal: a JSON-lines file that an interrupted ``trimtab compress`` goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from service.context import TrialRecord
+from service.errors import ConflictError
+
+JOURNAL_VERSION = 1
+_TRIAL_FIELDS = frozenset(field.name for field in fields(TrialRecord))
+
+
+class Journal:
+    """Trials and pinned values, each on disk before the search goes on.
+
+    The first line names the job by a key over everything its result depends on. A torn last line
+    (the machine went down while it was written) is dropped.
+
+    Args:
+        path: the file; made when it is not there.
+        key: of this job.
+
+    Raises:
+        ConflictError: the file belongs to another job that is not finished, or is no journal.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.trials: list[TrialRecord] = []
+        self.pins: dict[str, dict[str, Any]] = {}
+        self._read(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        if self._file.tell() == 0:
+            self._append({"journal": JOURNAL_VERSION, "key": key})
+
+    def record(self, trial: TrialRecord) -> None:
+        """Stores a trial once; the very same trial again changes nothing.
+
+        Raises:
+            ConflictError: another trial has its number or its place in the order of telling.
+        """
+        for other in self.trials:
+            if trial == other:
+                return
+            if trial.number == other.number or trial.told == other.told:
+                raise ConflictError(f"trial {trial.number} is recorded differently already")
+        self._append({"trial": asdict(trial)})
+        self.trials.append(trial)
+
+    def pin(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Stores ``value`` unless there is one; returns what is stored."""
+        if name not in self.pins:
+            self._append({"pin": name, "value": value})
+            # What a later run will read: tuples have become lists there.
+            self.pins[name] = json.loads(json.dumps(value))
+        return self.pins[name]
+
+    def finish(self) -> None:
+        """Marks the job done: another job may write into this folder from now on."""
+        self._append({"finished": True})
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _append(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _read(self, key: str) -> None:
+        if not self.path.exists():
+            return
+        whole, newline, _torn = self.path.read_bytes().rpartition(b"\n")
+        try:
+            lines = [json.loads(line) for line in whole.split(b"\n")] if newline else []
+            head = lines[0] if lines else {"journal": JOURNAL_VERSION, "key": key}
+            known = head["journal"] == JOURNAL_VERSION
+        except (ValueError, KeyError, TypeError):
+            raise ConflictError(
+                f"{self.path} is no journal of ours; choose another --out or remove it"
+            ) from None
+        finished = any("finished" in line for line in lines)
+        if head.get("key") != key or not known:
+            if not finished:
+                raise ConflictError(
+                    f"{self.path.parent} holds an unfinished job with other options; repeat its "
+                    f"command to go on, choose another --out, or remove {self.path}"
+                )
+            self.path.unlink()
+            return
+        for line in lines[1:]:
+            if "trial" in line:
+                given = {k: v for k, v in line["trial"].items() if k in _TRIAL_FIELDS}
+                self.trials.append(TrialRecord(**given))
+            elif "pin" in line:
+                self.pins.setdefault(line["pin"], line["value"])
+        os.truncate(self.path, len(whole) + 1 if newline else 0)

@@ -1,0 +1,145 @@
+"""A report in a terminal: baseline and compressed side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.cli_common import aligned
+
+ABSENT = "not measured"
+
+
+def side_by_side(report: Mapping[str, Any]) -> str:
+    """Baseline, compressed and the references in columns, with the outcome below.
+
+    Args:
+        report: ``report.json``.
+    """
+    references: Mapping[str, Any] = report.get("references") or {}
+    columns: dict[str, Mapping[str, Any]] = {
+        "baseline": report.get("baseline") or {},
+        "compressed": report.get("compressed") or {},
+    }
+    columns |= {REFERENCE_NAMES.get(k, k): v for k, v in references.items() if v}
+    rows = [["", *columns]]
+    for label, show in _ROWS.items():
+        rows.append([label, *(show(part) for part in columns.values())])
+    return "\n".join([aligned(rows, right=range(1, len(rows[0]))), "", outcome(report)])
+
+
+REFERENCE_NAMES = {
+    "uniform_int8": "uniform int8",
+    "uniform_prune_int8": "uniform prune + int8",
+    "uniform_prune": "uniform prune + int8",
+}
+
+
+def outcome(report: Mapping[str, Any]) -> str:
+    """In one or two sentences: budget met or missed, faster or not, how much accuracy it cost."""
+    met = report.get("met_budget")
+    budget = ", ".join(f"{k} {v:g}" for k, v in (report.get("budget") or {}).items()) or "none"
+    parts = [f"budget ({budget}) {'met' if met else 'missed'}"]
+    if report.get("not_faster"):
+        parts.append("smaller but not faster")
+    before, after = _p50(report.get("baseline")), _p50(report.get("compressed"))
+    if before and after and not report.get("not_faster"):
+        parts.append(f"{before / after:.2f}x faster")
+    drop = report.get("accuracy_drop")
+    if drop:
+        low, high = drop["ci95"]
+        parts.append(
+            f"accuracy drop {100 * drop['estimate']:.2f} points "
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f}, {drop['images']} images)"
+        )
+    return "; ".join(parts)
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """The dry run for a person: one line a fact, decisions in a table."""
+    lines = []
+    decisions = plan.get("decisions") or []
+    for key, value in plan.items():
+        if key == "decisions" or value in (None, [], {}):
+            continue
+        lines.append(f"{key.replace('_', ' ')}: {_plain(value)}")
+    if decisions and isinstance(decisions[0], Mapping):
+        rows = [["decision", "kind", "values"]]
+        for decision in decisions:
+            values = decision.get("values") or []
+            text = " ".join(str(v) for v in values)
+            rows.append([str(decision.get("id", "")), str(decision.get("kind", "")), text])
+        lines += ["", aligned(rows)]
+    return "\n".join(lines)
+
+
+def milliseconds(value: float | None) -> str:
+    """Three significant digits, in ms."""
+    return ABSENT if value is None else f"{_short(value)} ms"
+
+
+def file_size(value: float | None) -> str:
+    """In bytes, kB or MB (powers of ten)."""
+    if value is None:
+        return ABSENT
+    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if value >= factor:
+            return f"{_short(value / factor)} {unit}"
+    return f"{value:.0f} B"
+
+
+def count(value: float | None) -> str:
+    """With M or G for millions and thousands of millions."""
+    if value is None:
+        return ABSENT
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{_short(value / factor)} {unit}"
+    return f"{value:.0f}"
+
+
+def percent(value: float | None) -> str:
+    """A fraction of 1 as per cent."""
+    return ABSENT if value is None else f"{100 * value:.2f} %"
+
+
+def _short(value: float) -> str:
+    digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:.{digits}f}"
+
+
+def _p50(part: Mapping[str, Any] | None) -> float | None:
+    value: float | None = ((part or {}).get("latency_ms") or {}).get("p50")
+    return value
+
+
+def _latency(part: Mapping[str, Any], key: str) -> str:
+    return milliseconds((part.get("latency_ms") or {}).get(key))
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    interval = part.get("accuracy_ci95")
+    if not interval:
+        return ABSENT
+    return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
+
+
+_ROWS = {
+    "accuracy": lambda part: percent(part.get("accuracy")),
+    "  95 % interval": _interval,
+    "latency p50": lambda part: _latency(part, "p50"),
+    "  p90": lambda part: _latency(part, "p90"),
+    "  predicted p50": lambda part: _latency(part, "predicted_p50"),
+    "size": lambda part: file_size(part.get("size_bytes")),
+    "MACs": lambda part: count(part.get("macs")),
+}
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_plain(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
