@@ -21,7 +21,7 @@ from compressors.plan import Plan, WeightScale
 from compressors.quantization import QuantizedNetwork
 
 OPSET = 17
-_PREFIX = "/network"
+_WRAPPER = "inner_network"  # the attribute of QuantizedNetwork that names are freed from
 
 
 def scope_path(node_name: str) -> str:
@@ -82,6 +82,7 @@ def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelPro
             ) from error
     model = onnx.load_from_string(buffer.getvalue())
     _strip_prefix(model.graph)
+    _unshare_initializers(model.graph)
     if plan.weights:
         _quantize_weights(model.graph, plan.weights, dict(network.named_modules()))
     return model
@@ -91,11 +92,13 @@ def _strip_prefix(graph: onnx.GraphProto) -> None:
     """Takes the wrapper out of names, so that they equal those of the user's own network."""
 
     def strip(name: str) -> str:
-        if name.startswith(_PREFIX + "/"):
-            return name[len(_PREFIX) :]
-        if name.startswith("/"):
+        if not name.startswith("/"):
+            return name.removeprefix(_WRAPPER + ".")
+        pieces = name.split("/")[1:]
+        if pieces[0] != _WRAPPER and not pieces[0].startswith(_WRAPPER + "."):
             return "/input_quantizer" + name  # the wrapper's own nodes must not collide with the network's
-        return name.removeprefix("network.")
+        own = [p.removeprefix(_WRAPPER + ".") for p in pieces if p != _WRAPPER]
+        return "/" + "/".join(own)
 
     for node in graph.node:
         node.name = strip(node.name)
@@ -105,6 +108,21 @@ def _strip_prefix(graph: onnx.GraphProto) -> None:
         initializer.name = strip(initializer.name)
     for value in (*graph.value_info, *graph.input, *graph.output):
         value.name = strip(value.name)
+
+
+def _unshare_initializers(graph: onnx.GraphProto) -> None:
+    """Gives every parameter its own initializer; the exporter merges equal ones through Identity nodes."""
+    found = {i.name: i for i in graph.initializer}
+    kept = []
+    for node in graph.node:
+        if node.op_type == "Identity" and node.input[0] in found:
+            copy = graph.initializer.add()
+            copy.CopyFrom(found[node.input[0]])
+            copy.name = node.output[0]
+        else:
+            kept.append(node)
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _quantize_weights(
@@ -165,7 +183,7 @@ def _dequantize(
         "DequantizeLinear",
         [name + "_quantized", name + "_scale", name + "_zero_point"],
         [name + "_dequantized"],
-        name="/" + name.replace(".", "/") + "/DequantizeLinear",
+        name="/{}/DequantizeLinear_{}".format(*name.rpartition(".")[::2]),
         axis=axis,
     )
 

@@ -129,15 +129,15 @@ class QuantizedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, activations: Mapping[str, ActivationScale]) -> None:
         super().__init__()
-        self.network = network
+        self.inner_network = network
         self.activations = dict(activations)
 
     def forward(self, x: Tensor) -> Any:
         if not self.activations:
-            return self.network(x)
+            return self.inner_network(x)
         x = self._quantize(INPUT_SITE, x)
-        with module_stack(self.network) as stack, SiteMode(stack, self._quantize):
-            return self.network(x)
+        with module_stack(self.inner_network) as stack, SiteMode(stack, self._quantize):
+            return self.inner_network(x)
 
     def _quantize(self, site: str, value: Tensor) -> Tensor:
         scale = self.activations.get(site)

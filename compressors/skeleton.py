@@ -1,0 +1,226 @@
+"""The exported graph of any policy, cut from one export without tracing again.
+
+Exporting a network takes up to seconds and pricing needs hundreds of graphs. All of them are parts of one: the
+uncompressed network with every tensor quantized. Removing quantize/dequantize pairs, bypassing dropped blocks and
+shrinking initializers gives the graph a real export of the policy has (weights zero, since only shapes have a
+price). ``verify`` compares the two.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from compressors.call_graph import INPUT_SITE
+from compressors.compressor import Choices, Compressor
+from compressors.errors import ExportError
+from compressors.exporter import export_onnx, scope_path
+from compressors.plan import ActivationScale, Plan, WeightScale
+from compressors.pruner import Channels
+from compressors.quantization import quantized_sites
+from compressors.structure import MOVERS, RECTIFIERS
+
+_COMPUTE = ("Conv", "Gemm", "MatMul")
+
+
+class Skeleton:
+    """See the module's docstring.
+
+    Args:
+        compressor: of the network.
+        batch: examples a run of the exported file.
+
+    Raises:
+        ExportError: the network cannot be exported, or its graph cannot be matched with its modules.
+    """
+
+    def __init__(self, compressor: Compressor, batch: int = 1) -> None:
+        self._compressor = compressor
+        structure = compressor.structure
+        self._layers = {layer.path: layer for layer in structure.layers}
+        everything = quantized_sites(structure, self._layers)
+        for block in structure.blocks:  # so that a block's ends can be found in the graph
+            everything.setdefault(block.input, block.input)
+            everything.setdefault(block.output, block.output)
+        # A rectifier merges into an unsigned quantizer only where zero is its lowest value.
+        rectified: set[str] = set()
+        for call in structure.graph.calls:
+            moved = call.function in MOVERS and call.inputs[0] in rectified
+            if call.function in RECTIFIERS or moved:
+                rectified.add(call.site)
+        plan = Plan(
+            weights={p: WeightScale((0.01,) * x.out_channels) for p, x in self._layers.items()},
+            activations={s: ActivationScale(0.02, 0 if s in rectified else 128) for s in everything},
+            input_shape=tuple(compressor.images.shape[1:]),
+        )
+        self._model = export_onnx(compressor.folded, plan, batch)
+        graph = self._model.graph
+        self._initial = {i.name: i for i in graph.initializer}
+        order = [INPUT_SITE, *(c.site for c in structure.graph.calls)]
+        sites = [s for s in order if s in everything]
+        quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
+        if len(sites) != len(quantizers):
+            raise ExportError(f"{len(quantizers)} quantizers in the exported graph for {len(sites)} tensors")
+        dequantizer = {n.input[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
+        # site -> (tensor before the quantizer, tensor after the dequantizer)
+        self._ends = {s: (q.input[0], dequantizer[q.output[0]].output[0]) for s, q in zip(sites, quantizers)}
+        self._pairs = {q.name: s for s, q in zip(sites, quantizers)}
+        self._pairs |= {dequantizer[q.output[0]].name: s for s, q in zip(sites, quantizers)}
+        self._owner = self._owners(graph)
+        missing = set(self._layers) - set(self._owner.values())
+        if missing:
+            raise ExportError(f"layers without a node in the exported graph: {', '.join(sorted(missing)[:5])}")
+
+    def _owners(self, graph: onnx.GraphProto) -> dict[str, str]:
+        """Node name to the last layer that it depends on (its own, for a layer's node)."""
+        index = {path: layer.index for path, layer in self._layers.items()}
+        names = [""] + sorted(index, key=index.__getitem__)
+        rank = {path: k for k, path in enumerate(names)}
+        made: dict[str, int] = {}
+        owner: dict[str, str] = {}
+        for node in graph.node:
+            path = scope_path(node.name)
+            if (node.op_type in _COMPUTE or node.op_type == "DequantizeLinear") and path in rank:
+                own = rank[path] if node.op_type in _COMPUTE or node.input[0] in self._initial else 0
+            else:
+                own = 0
+            own = max([own, *(made.get(name, 0) for name in node.input)])
+            for name in node.output:
+                made[name] = own
+            owner[node.name] = names[own]
+        return owner
+
+    def model(self, choices: Choices) -> onnx.ModelProto:
+        """The graph of a policy; nodes are named ``/<owning layer>/<operator>...``."""
+        structure = self._compressor.structure
+        dropped = tuple(choices.dropped)
+        integer = [p for p in self._layers if p in choices.integer and not _inside(p, dropped)]
+        sites = quantized_sites(structure, integer, dropped)
+        alias = self._aliases(sites, dropped)
+        channels = self._compressor.channels(choices)
+        nodes: list[onnx.NodeProto] = []
+        initializers: dict[str, onnx.TensorProto] = {}
+        for source in self._model.graph.node:
+            site = self._pairs.get(source.name)
+            if site is not None and site not in sites:
+                continue
+            path = scope_path(source.name)
+            if source.op_type == "DequantizeLinear" and site is None and path not in integer:
+                continue  # a float layer's weight or bias
+            node = onnx.NodeProto()
+            node.CopyFrom(source)
+            for k, name in enumerate(node.input):
+                while name in alias:
+                    name = alias[name]
+                if name.endswith("_dequantized") and path not in integer and source.op_type in _COMPUTE:
+                    name = name.removesuffix("_dequantized")
+                node.input[k] = name
+            if source.op_type == "Conv" and "both" in channels.get(path, {}):
+                for attribute in node.attribute:
+                    if attribute.name == "group":
+                        attribute.i = len(channels[path]["both"])
+            nodes.append(node)
+        nodes = self._alive(nodes)
+        for node in nodes:
+            for name in node.input:
+                if name not in initializers:
+                    made = self._initializer(name, channels)
+                    if made is not None:
+                        initializers[name] = made
+        return self._assemble(nodes, list(initializers.values()))
+
+    def _aliases(self, sites: dict[str, str], dropped: tuple[str, ...]) -> dict[str, str]:
+        """Tensor to the one that stands for it where quantizers are absent and blocks are bypassed."""
+        alias: dict[str, str] = {}
+        for site, (before, after) in self._ends.items():
+            if site not in sites:
+                alias[after] = before
+        output = self._model.graph.output[0].name
+        for block in self._compressor.structure.blocks:
+            if block.path in dropped:
+                target = self._ends[block.input][1]
+                before, after = self._ends[block.output]
+                if output in (before, after):
+                    raise ExportError(f"block {block.path} ends the network and cannot be cut from its graph")
+                alias[after] = target
+                alias[before] = target
+        return alias
+
+    def _alive(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        wanted = {o.name for o in self._model.graph.output}
+        alive = []
+        for node in reversed(nodes):
+            if any(name in wanted for name in node.output):
+                alive.append(node)
+                wanted.update(node.input)
+        return alive[::-1]
+
+    def _initializer(self, name: str, channels: Channels) -> onnx.TensorProto | None:
+        """The initializer shrunk to the kept channels."""
+        path, _, kind = name.rpartition(".")
+        base = kind.removesuffix("_quantized").removesuffix("_scale").removesuffix("_zero_point")
+        source = self._initial.get(name)
+        if source is None and base in ("weight", "bias"):
+            source = self._initial.get(f"{name}_quantized")  # a float layer's parameter
+            if source is None:
+                return None
+            shape, dtype = list(source.dims), np.dtype(np.float32)
+        elif source is None:
+            return None
+        else:
+            shape, dtype = list(source.dims), onnx.helper.tensor_dtype_to_np_dtype(source.data_type)
+        axes = channels.get(path, {})
+        if path not in self._layers and not axes:
+            return source
+        out = axes.get("out", axes.get("both"))
+        if out is not None and shape:
+            transposed = self._transposed(name)
+            shape[1 if transposed and len(shape) > 1 else 0] = len(out)
+        if "in" in axes and len(shape) > 1:
+            shape[0 if self._transposed(name) else 1] = len(axes["in"])
+        fill: NDArray[np.generic] = np.zeros(shape, dtype=dtype)
+        if kind.endswith("_scale") and source is not None:
+            # A bias must keep the product of its layer's scales, or the runtime leaves it float.
+            fill = np.full(shape, numpy_helper.to_array(source).flat[0], dtype=dtype)
+        return numpy_helper.from_array(fill, name)
+
+    def _transposed(self, name: str) -> bool:
+        """Whether the exporter turned this weight round for a MatMul: [in, out]."""
+        path = name.rpartition(".")[0]
+        source = self._initial.get(name) or self._initial.get(f"{name}_quantized")
+        layer = self._layers.get(path)
+        if layer is None or source is None or layer.kind != "linear" or len(source.dims) != 2:
+            return False
+        return any(
+            node.op_type == "MatMul" and scope_path(node.name) == path for node in self._model.graph.node
+        )
+
+    def _assemble(
+        self, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]
+    ) -> onnx.ModelProto:
+        rename: dict[str, str] = {}
+        kept = {o.name for o in self._model.graph.output}
+        for k, node in enumerate(nodes):
+            prefix = f"/{self._owner[node.name] or 'input'}/{node.op_type}_{k}"
+            node.name = prefix
+            for j, name in enumerate(node.output):
+                if name and name not in kept:
+                    rename[name] = f"{prefix}_output_{j}"
+        for node in nodes:
+            node.input[:] = [rename.get(name, name) for name in node.input]
+            node.output[:] = [rename.get(name, name) for name in node.output]
+        model = onnx.ModelProto()
+        model.ir_version = self._model.ir_version
+        model.opset_import.extend(self._model.opset_import)
+        model.graph.name = "skeleton"
+        model.graph.node.extend(nodes)
+        model.graph.initializer.extend(initializers)
+        model.graph.input.extend(self._model.graph.input)
+        model.graph.output.extend(self._model.graph.output)
+        return model
+
+
+def _inside(path: str, blocks: tuple[str, ...]) -> bool:
+    return any(path == block or path.startswith(block + ".") for block in blocks)
