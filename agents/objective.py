@@ -61,22 +61,23 @@ class Objective:
 
     @property
     def floor(self) -> float:
-        """The reward of a failure before any evaluation was seen: as bad as an evaluation can be."""
+        """Reward of a failure before any evaluation: as bad as one can be."""
         return 0.0 if self.kind is ObjectiveKind.ACCURACY else -2.0
 
     def reward(self, evaluation: Evaluation) -> float:
         """The evaluation as one number.
 
-        ``accuracy``: ``exp(score)`` for scores up to 0, else ``1 + score``. The search score is minus a KL
-        divergence in nats, which has no lower end; ``exp`` puts it into (0, 1], where AMC's rewards (accuracies)
-        lie, so that one ruined network does not drown the differences between good ones. Increasing throughout.
+        ``accuracy``: ``exp(score)`` for scores up to 0, else ``1 + score``. The search score is
+        minus a KL divergence in nats, which has no lower end; ``exp`` puts it into (0, 1], where
+        AMC's rewards (accuracies) lie, so that one ruined network does not drown the differences
+        between good ones. Increasing throughout.
 
-        ``latency``: minus the share of the uncompressed latency (at most 1) while the estimated drop is within
-        ``max_drop``, else minus (1 + what it exceeds it by): no policy that breaks the bound beats one that
-        holds it, and among those that break it a smaller drop is better.
+        ``latency``: minus the share of the uncompressed latency (at most 1) while the estimated
+        drop is within ``max_drop``, else minus (1 + what it exceeds it by): no policy that breaks
+        the bound beats one that holds it, and among those that break it a smaller drop is better.
 
-        What exceeds the budget is taken off in both cases, as a fraction of each bound: prices may have been
-        corrected after the policy was proposed.
+        What exceeds the budget is taken off in both cases, as a fraction of each bound: prices may
+        have been corrected after the policy was proposed.
 
         Raises:
             AgentError: ``latency`` and the evaluation has no drop or no latency.
@@ -86,8 +87,9 @@ class Objective:
         else:
             if evaluation.top1_drop is None or "latency_ms" not in evaluation.costs:
                 raise AgentError(
-                    "the objective latency needs the drop of top-1 and the predicted latency of every "
-                    "evaluation; a metric of the user's own has no such drop: use the objective accuracy"
+                    "the objective latency needs the drop of top-1 and the predicted latency of "
+                    "every evaluation; a metric of the user's own has no such drop: use the "
+                    "objective accuracy"
                 )
             excess = evaluation.top1_drop[0] - self.max_drop
             share = min(evaluation.costs["latency_ms"] / self.latency_ms, 1.0)

@@ -25,10 +25,11 @@ VISITS = 4_000
 class RandomAgent:
     """Draws every decision uniformly from the values that can still be completed within the budget.
 
-    Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization" (JMLR 13). This is uniform over
-    values decision by decision, not over policies: under a tight budget early decisions are freer than late
-    ones, as in the warm-up of AMC. A policy is not proposed twice while others remain; in a space so large that
-    the look for another one is given up a repeat is possible, and does no harm.
+    Bergstra and Bengio 2012, "Random Search for Hyper-Parameter Optimization" (JMLR 13). This is
+    uniform over values decision by decision, not over policies: under a tight budget early
+    decisions are freer than late ones, as in the warm-up of AMC. A policy is not proposed twice
+    while others remain; in a space so large that the look for another one is given up a repeat is
+    possible, and does no harm.
 
     Args:
         space: the space to draw from.
@@ -80,7 +81,7 @@ class RandomAgent:
         self._rng.bit_generator.state = state["rng"]
 
     def _draw(self) -> Policy | None:
-        """An unseen policy, a repeat where looking for one was given up, or None where none is left."""
+        """An unseen policy, a repeat where the look was given up, None where none is left."""
         policy = None
         for _ in range(DRAWS):
             policy = walk(self._pricer, self._choose)
@@ -93,7 +94,7 @@ class RandomAgent:
         return int(self._rng.choice(np.flatnonzero(allowed)))
 
     def _unseen(self) -> tuple[Policy | None, bool]:
-        """The first unseen policy in depth-first order, and whether the whole space was looked through."""
+        """An unseen policy in depth-first order, and whether the whole space was looked through."""
         space = self._space
         stack: list[tuple[int, ...]] = [()]
         for _ in range(VISITS):

@@ -24,7 +24,8 @@ class UniformPolicy:
     Attributes:
         ratio: keep ratio of every pruning group.
         precision: bits of every layer; None where the space decides no precision.
-        enforced: no ratio of this precision met the budget, so single decisions were lowered further.
+        enforced: no ratio of this precision met the budget, so single decisions were lowered
+            further.
         policy: within the budget.
     """
 
@@ -35,15 +36,17 @@ class UniformPolicy:
 
 
 def precisions(space: SearchSpace) -> tuple[int | None, ...]:
-    """Bit widths that some layer of the space offers, highest first; ``(None,)`` where there are none."""
+    """Bit widths that some layer offers, highest first; ``(None,)`` where there are none."""
     bits = {v for i in space.of_kind(DecisionKind.PRECISION) for v in space.decisions[i].values}
     return tuple(sorted(bits, reverse=True)) or (None,)
 
 
 def uniform_policy(space: SearchSpace, ratio: float, precision: int | None) -> Policy:
-    """Every pruning group at ``ratio`` of its channels, every layer at ``precision``, every block kept.
+    """Every pruning group at ``ratio`` of its channels, every layer at ``precision``, every block
+    kept.
 
-    Each decision takes the value nearest to what is wanted, the larger of two equally near. The budget plays no
+    Each decision takes the value nearest to what is wanted, the larger of two equally near. The
+    budget plays no
     part: ``uniform_policy(space, 1.0, 8)`` is the reference "uniform int8".
 
     Args:
@@ -65,9 +68,10 @@ def uniform_policy(space: SearchSpace, ratio: float, precision: int | None) -> P
 def uniform_policies(space: SearchSpace, pricer: Pricer) -> list[UniformPolicy]:
     """The distinct uniform policies within the budget, each precision's largest ratio first.
 
-    Precisions take turns, so the first few are the best uniform policy of each. The whole grid is looked
-    through rather than bisected, because latency is a staircase that a smaller ratio can climb (63 channels run
-    slower than 64). Where no ratio of a precision fits, its smallest is brought inside by ``pricer.enforce``.
+    Precisions take turns, so the first few are the best uniform policy of each. The whole grid is
+    looked through rather than bisected, because latency is a staircase that a smaller ratio can
+    climb (63 channels run slower than 64). Where no ratio of a precision fits, its smallest is
+    brought inside by ``pricer.enforce``.
     """
     families: list[list[UniformPolicy]] = []
     seen: set[Policy] = set()

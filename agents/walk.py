@@ -12,12 +12,14 @@ from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
-# (position of the decision, value indices of those before it, bool [values] allowed) -> wanted value index
+# (position of the decision, value indices of those before it, bool [values] allowed) -> wanted
+# value index
 Choose = Callable[[int, Sequence[int], NDArray[np.bool_]], int]
 
 
 def is_active(space: SearchSpace, prefix: Sequence[int], position: int) -> bool:
-    """False inside a block that ``prefix`` drops: the decision changes nothing and nothing is to learn.
+    """False inside a block that ``prefix`` drops: the decision changes nothing and nothing is to
+    learn.
 
     Args:
         prefix: value indices of at least the decisions before ``position``.
@@ -40,10 +42,11 @@ def clip(wanted: int, allowed: NDArray[np.bool_]) -> int:
 
 
 def walk(pricer: Pricer, choose: Choose) -> Policy:
-    """Asks ``choose`` at every active decision and clips what it wants to what can still be completed.
+    """Asks ``choose`` at every active decision and clips what it wants to what can still be
+    completed.
 
-    ``choose`` sees the executed values of the decisions before, so it decides as in the episode of a
-    reinforcement-learning agent. Inactive decisions take their largest value, the canonical one.
+    ``choose`` sees the executed values of the decisions before, so it decides as in the episode of
+    a reinforcement-learning agent. Inactive decisions take their largest value, the canonical one.
     """
     space = pricer.space
     prefix: list[int] = []

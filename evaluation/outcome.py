@@ -16,7 +16,8 @@ _log = logging.getLogger(__name__)
 def outcome_of(scorer: Scorer, policy: Policy) -> Evaluation | Failure:
     """Scores while holding the host's token shared, so that nobody times meanwhile.
 
-    A policy that breaks its network must not end the search: whatever scoring raises becomes a Failure.
+    A policy that breaks its network must not end the search: whatever scoring raises becomes a
+    Failure.
     """
     with HostToken().computing():
         try:

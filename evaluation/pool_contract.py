@@ -1,4 +1,6 @@
-"""The contract of ``EvaluatorPool``: subclass ``PoolContract``, say how to make a pool, run it by pytest."""
+"""The contract of ``EvaluatorPool``: subclass ``PoolContract``, say how to make a pool, run it by
+pytest.
+"""
 
 from __future__ import annotations
 

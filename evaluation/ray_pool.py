@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray import cloudpickle
 from ray.exceptions import RayError, RayTaskError
 
 from evaluation.errors import ScoringError
@@ -21,18 +25,23 @@ _MAX_DEATHS = 10
 
 
 class Evaluator:
-    """What runs in the actor. The scorer is built by ``prepare``, so that its error reaches the driver."""
+    """What runs in the actor. The scorer is built by ``prepare``, so that its error reaches the
+    driver.
+    """
 
-    def __init__(self, factory: ScorerFactory) -> None:
+    def __init__(self, factory: bytes, code_paths: tuple[str, ...]) -> None:
         self._factory = factory
+        self._code_paths = code_paths
         self._scorer: Scorer | None = None
 
     def prepare(self) -> None:
-        """Builds the scorer. One thread each: the pool has as many evaluators as there are cores."""
+        """Builds the scorer. One thread each: the pool has as many evaluators as there are
+        cores.
+        """
         import torch
 
         torch.set_num_threads(1)
-        self._scorer = self._factory()
+        self._scorer = load_by_value(self._factory, self._code_paths)()
 
     def score(self, policy: Policy) -> Evaluation | Failure:
         if self._scorer is None:
@@ -74,14 +83,19 @@ class RayPool:
         factory: builds a scorer inside an actor.
         size: number of actors; no more than the cluster has cores.
         name: actors are called ``{name}-evaluator-{i}`` in Ray's dashboard.
+        code_paths: folders that the actors append to their import path before they read the
+            factory.
     """
 
-    def __init__(self, factory: ScorerFactory, size: int, name: str) -> None:
+    def __init__(
+        self, factory: ScorerFactory, size: int, name: str, code_paths: Sequence[Path] = ()
+    ) -> None:
         cores = int(ray.cluster_resources().get("CPU", 1))
         self._capacity = max(1, min(size, cores))
         self._name = readable(name)
         # Shipped once to the object store, not once an actor.
-        self._factory = ray.put(factory)
+        self._factory = ray.put(cloudpickle.dumps(factory))
+        self._code_paths = tuple(str(path) for path in code_paths)
         self._state = _State()
         for index in range(self._capacity):
             self._start(index)
@@ -139,7 +153,7 @@ class RayPool:
         actor = (
             ray.remote(Evaluator)
             .options(name=f"{self._name}-evaluator-{index}{life}", num_cpus=1, max_restarts=0)
-            .remote(self._factory)
+            .remote(self._factory, self._code_paths)
         )
         state.busy.append(_Worker(index, actor, actor.prepare.remote()))
 
@@ -152,7 +166,9 @@ class RayPool:
             state.busy.append(worker)
 
     def _collect(self, worker: _Worker) -> Finished | None:
-        """Takes a worker's result; None after a preparation or a death that is not the policy's last."""
+        """Takes a worker's result; None after a preparation or a death that is not the policy's
+        last.
+        """
         state = self._state
         state.busy.remove(worker)
         task, worker.task = worker.task, None
@@ -194,3 +210,9 @@ class RayPool:
 def readable(name: str) -> str:
     """A job's name as part of an actor's name."""
     return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-")[:40] or "job"
+
+
+def load_by_value(dumped: bytes, code_paths: Sequence[str]) -> Any:
+    """Unpickles what a driver of ours pickled, after making the operator's modules importable."""
+    sys.path.extend(path for path in code_paths if path not in sys.path)
+    return cloudpickle.loads(dumped)

@@ -1,7 +1,7 @@
 """Fine-tuning of finalists as Ray Tune trials; ASHA stops the hopeless ones early.
 
-Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (arXiv 1810.05934). A trial here
-takes minutes, so what Tune costs to start one does not matter.
+Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning" (arXiv 1810.05934). A trial
+here takes minutes, so what Tune costs to start one does not matter.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler
 
 from evaluation.errors import TuningError
+from evaluation.ray_pool import load_by_value, readable
 from evaluation.tuning import TrainOne, Tuned, finalist_directory
 from latency_tables.exclusive import HostToken
 
@@ -25,10 +26,14 @@ class RayTuner:
         name: readable name of the trials in Ray's dashboard.
         cpus: cores a trial may use.
         reduction: ASHA keeps one in so many at each rung.
+        code_paths: as for ``RayPool``.
     """
 
-    def __init__(self, name: str, cpus: int = 1, reduction: int = 2) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, cpus: int = 1, reduction: int = 2, code_paths: Sequence[Path] = ()
+    ) -> None:
+        self._code_paths = tuple(str(path) for path in code_paths)
+        self._name = readable(name)
         self._cpus = cpus
         self._reduction = reduction
 
@@ -37,9 +42,9 @@ class RayTuner:
     ) -> list[Tuned]:
         """See ``Tuner.run``. ``root`` must be the same folder on every node."""
         root.mkdir(parents=True, exist_ok=True)
-        cpus = self._cpus
+        cpus, code_paths = self._cpus, self._code_paths
 
-        def trial(config: dict[str, Any], train_one: TrainOne) -> None:
+        def trial(config: dict[str, Any], dumped: bytes) -> None:
             import torch
 
             torch.set_num_threads(cpus)
@@ -50,6 +55,7 @@ class RayTuner:
             def report(epoch: int, score: float) -> None:
                 tune.report({"epoch": epoch, "score": score})
 
+            train_one: TrainOne = load_by_value(dumped, code_paths)
             with HostToken().computing():
                 train_one(finalist, directory, report)
 
@@ -62,7 +68,8 @@ class RayTuner:
         )
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(trial, train_one=train_one), {"cpu": self._cpus}
+                tune.with_parameters(trial, dumped=cloudpickle.dumps(train_one)),
+                {"cpu": self._cpus},
             ),
             param_space={"finalist": tune.grid_search(list(finalists))},
             tune_config=tune.TuneConfig(

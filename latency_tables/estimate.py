@@ -56,7 +56,7 @@ def family(kernel: Kernel) -> Hashable:
     """What two kernels must share for one to be scaled from the other.
 
     Operator, types and ranks, which inputs are constant, settings (kernel shape, strides,
-    activation), values of constants, kind of groups; not the sizes.
+    activation), kind of groups, which axes change; not the sizes.
     """
     window: tuple[int, ...] = ()
     if kernel.op_type in CONVOLUTIONS and kernel.weight is not None:
@@ -66,7 +66,26 @@ def family(kernel: Kernel) -> Hashable:
         for spec in (*kernel.inputs, *kernel.outputs)
     )
     settings = tuple(item for item in kernel.attributes if item[0] not in _SIZES)
-    return kernel.domain, kernel.op_type, settings, specs, window, _grouping(kernel)
+    return (
+        kernel.domain,
+        kernel.op_type,
+        settings,
+        specs,
+        window,
+        _grouping(kernel),
+        _changed_axes(kernel),
+    )
+
+
+def _changed_axes(kernel: Kernel) -> tuple[bool, ...]:
+    """Which axes a slice, a padding or a reduction changes; () where the ranks differ."""
+    first = kernel.inputs[0] if kernel.inputs else None
+    output = kernel.outputs[0] if kernel.outputs else None
+    if kernel.weight is not None or first is None or output is None:
+        return ()
+    if len(first.shape) != len(output.shape):
+        return ()
+    return tuple(a != b for a, b in zip(first.shape, output.shape))
 
 
 def work(kernel: Kernel) -> float:
@@ -84,6 +103,8 @@ def _sizes(kernel: Kernel) -> NDArray[np.float64]:
 def alignment(kernel: Kernel) -> int:
     """The largest of 16, 8, 4, 2, 1 that divides the weight's channels (FIELD.md's staircase)."""
     weight = kernel.weight
+    if kernel.bits == 8:
+        return 1  # no staircase there: 63 channels take what 64 take
     if weight is None:
         spec = next((spec for spec in kernel.outputs if spec and len(spec.shape) > 1), None)
         channels = [spec.shape[1]] if spec else [16]

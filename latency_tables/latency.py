@@ -7,6 +7,7 @@ are to be compared are therefore timed round robin in one run, and ratios are ta
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,6 +23,31 @@ Z95 = 1.959964
 def now() -> str:
     """The time in UTC, ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Waiting:
+    """Watches how long this thread waits for a processor.
+
+    The host's token keeps our own evaluators away, but not strangers: this tells when they were
+    there. (Shared caches and hyper-threads disturb without showing here.)
+    """
+
+    def __init__(self) -> None:
+        self.wall = self.cpu = 0.0
+
+    def __enter__(self) -> Waiting:
+        self.wall -= time.perf_counter()
+        self.cpu -= time.thread_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall += time.perf_counter()
+        self.cpu += time.thread_time()
+
+    @property
+    def share(self) -> float:
+        """Share of the wall time without a processor, 0 to 1."""
+        return min(1.0, max(0.0, 1 - self.cpu / self.wall)) if self.wall > 0 else 0.0
 
 
 def median_ci95(samples: Sequence[float]) -> tuple[float, float, float]:
@@ -66,6 +92,8 @@ class Measurements(Mapping[str, Latency]):
         reference_us: the reference network's median time in the run, microseconds, and
         reference_rounds: its medians by round, ms; the unit a table's rows are relative to.
         time: when the run ended, UTC.
+        waited: share of the run in which the timing thread did not have a processor, 0 to 1. Much
+            more than 0 means that something else was running: measure again.
     """
 
     latencies: Mapping[str, Latency]
@@ -73,6 +101,7 @@ class Measurements(Mapping[str, Latency]):
     reference_us: float
     reference_rounds: tuple[float, ...]
     time: str
+    waited: float = 0.0
 
     def __getitem__(self, name: str) -> Latency:
         return self.latencies[name]

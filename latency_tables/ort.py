@@ -15,7 +15,7 @@ from latency_tables.errors import KernelError, MeasurementError, TargetError
 from latency_tables.exclusive import HostToken
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel, KernelUse
-from latency_tables.latency import Latency, Measurements, median_ci95, now
+from latency_tables.latency import Latency, Measurements, Waiting, median_ci95, now
 from latency_tables.ort_bench import (
     EXTRA_ROUNDS,
     ROUNDS,
@@ -38,7 +38,9 @@ from latency_tables.target import Array, KernelFailure, KernelMeasurements, Prog
 _BATCH_OF_KERNELS = 16
 _PAUSE_SECONDS = 0.03
 _LEAST_ROUNDS = 7
-_ROUND_SECONDS = 0.01
+# Short rounds: whatever disturbs the machine should disturb all networks of a round alike.
+_ROUND_SECONDS = 0.004
+_REFERENCE_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class OrtTarget:
         failures: list[KernelFailure] = []
         times: list[float] = []
         done = 0
+        waiting = Waiting()
 
         def give_up() -> bool:
             late = max_seconds is not None and time.monotonic() - begin > max_seconds
@@ -139,10 +142,11 @@ class OrtTarget:
             with token.timing():
                 timers, broken = self._build(batch)
                 failures += broken
-                times += time_rounds(timers, beside, ROUNDS)
-                unsettled = [timer for timer in timers if not timer.settled]
-                if unsettled:
-                    times += time_rounds(unsettled, beside, EXTRA_ROUNDS, give_up)
+                with waiting:
+                    times += time_rounds(timers, beside, ROUNDS)
+                    unsettled = [timer for timer in timers if not timer.settled]
+                    if unsettled:
+                        times += time_rounds(unsettled, beside, EXTRA_ROUNDS, give_up)
             for timer in timers:
                 try:
                     # Expressed at the whole run's reference time below, once that is known.
@@ -163,6 +167,7 @@ class OrtTarget:
             failures=tuple(failures),
             left=tuple(wanted[done:]),
             reference_us=microseconds,
+            waited=waiting.share,
         )
 
     def _build(self, kernels: Iterable[Kernel]) -> tuple[list[KernelTimer], list[KernelFailure]]:
@@ -181,7 +186,7 @@ class OrtTarget:
         samples: dict[str, list[float]] = {name: [] for name in networks}
         rounds: dict[str, list[float]] = {name: [] for name in networks}
         references: list[float] = []
-        with token.timing(), no_garbage_collection():
+        with token.timing(), no_garbage_collection(), Waiting() as waiting:
             repeats = {}
             for name, network in networks.items():
                 network.once()
@@ -189,18 +194,20 @@ class OrtTarget:
                 repeats[name] = int(max(1, min(50, _ROUND_SECONDS / max(best, 1e-6))))
             end = time.monotonic() + seconds * len(networks)
             while len(references) < _LEAST_ROUNDS or time.monotonic() < end:
-                before = beside.median(7)
+                near = beside.samples(_REFERENCE_REPEATS)
                 for name, network in networks.items():
                     timed = network.samples(repeats[name])
                     samples[name] += timed
                     rounds[name].append(float(np.median(timed)))
-                references.append((before + beside.median(7)) / 2)
+                    near += beside.samples(_REFERENCE_REPEATS)
+                references.append(float(np.median(near)))
         return Measurements(
             latencies={name: _latency(samples[name], rounds[name]) for name in networks},
             rounds={name: tuple(1e3 * value for value in rounds[name]) for name in networks},
             reference_us=1e6 * float(np.median(references)),
             reference_rounds=tuple(1e3 * value for value in references),
             time=now(),
+            waited=waiting.share,
         )
 
     def _open(self, path: Path) -> Timed:

@@ -19,7 +19,7 @@ import onnxruntime as ort
 
 from latency_tables.errors import KernelError
 from latency_tables.kernel import Attribute, Kernel, KernelUse, TensorSpec, Value
-from latency_tables.scope import is_scoped, scope_of
+from latency_tables.scope import node_scopes
 
 # Operators whose time depends on the value of a small float constant.
 _VALUED = frozenset({"Clip", "Pow", "Resize", "Upsample", "Range", "TopK"})
@@ -237,7 +237,7 @@ def read_kernels(model: bytes | Path, threads: int, batch: int | None = None) ->
                 f"input {fed!r} has the shape {list(shape)}, but the target's batch is {batch}"
             )
     opsets = {entry.domain: entry.version for entry in optimized.opset_import}
-    scopes = _scopes(graph, _original(model))
+    scopes = node_scopes(graph, _original(model))
     uses = []
     for index, node in enumerate(graph.node):
 
@@ -265,61 +265,3 @@ def _original(model: bytes | Path) -> Any:
     if isinstance(model, bytes):
         return onnx.load_from_string(model).graph
     return onnx.load(str(model), load_external_data=False).graph
-
-
-def _scopes(graph: Any, original: Any) -> list[str]:
-    """The scope of each node of an optimized graph.
-
-    A fused node is often named after its last part (``/layer1/layer1.0/Relu_output_0_nchwc`` is a
-    convolution); the exported graph says which node of the same kind fed it. Nodes the runtime made
-    itself take the scope of the nearest named one, downstream first.
-    """
-    makers = {name: node for node in original.node for name in node.output}
-    named: dict[int, str] = {}
-    for index, node in enumerate(graph.node):
-        for name in (node.name, *node.output):
-            if is_scoped(name):
-                named[index] = scope_of(_origin(node.op_type, name, makers) or name)
-                break
-    producer = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    after: dict[int, list[int]] = {i: [] for i in range(len(graph.node))}
-    before: dict[int, list[int]] = {i: [] for i in range(len(graph.node))}
-    for i, node in enumerate(graph.node):
-        for name in node.input:
-            if name in producer:
-                after[producer[name]].append(i)
-                before[i].append(producer[name])
-
-    def scope(index: int) -> str:
-        if index in named:
-            return named[index]
-        downstream = _nearest(index, after, named)
-        return downstream if downstream is not None else _nearest(index, before, named) or ""
-
-    return [scope(index) for index in range(len(graph.node))]
-
-
-def _origin(op_type: str, name: str, makers: Mapping[str, Any]) -> str | None:
-    """Name of the exported node of kind ``op_type`` that was fused into tensor ``name``."""
-    kind = op_type.removeprefix("Fused").removeprefix("QLinear").removeprefix("Q")
-    node = makers.get(name.removesuffix("_nchwc"))
-    for _ in range(6):
-        if node is None:
-            return None
-        if node.op_type == kind:
-            return str(node.name)
-        node = makers.get(node.input[0]) if node.input else None
-    return None
-
-
-def _nearest(start: int, edges: Mapping[int, list[int]], named: Mapping[int, str]) -> str | None:
-    """Scope of the nearest named node along edges, breadth first."""
-    front, seen = [start], {start}
-    while front:
-        following = list(dict.fromkeys(n for i in front for n in edges[i] if n not in seen))
-        for node in following:
-            if node in named:
-                return named[node]
-        seen.update(following)
-        front = following
-    return None

@@ -1,8 +1,8 @@
 """Files of jobs and uploads, through fsspec under one root.
 
-    jobs/{id}/work/       where the pipeline works
-    jobs/{id}/artifacts/  what it left, as the database lists it
-    weights/{sha256}.safetensors
+jobs/{id}/work/       where the pipeline works
+jobs/{id}/artifacts/  what it left, as the database lists it
+weights/{sha256}.safetensors
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Blobs:
     """See the module's docstring.
 
     Args:
-        root: folder; ``url`` names the place for stored files where it is another one that fsspec knows.
+        root: folder; ``url`` names the place for stored files where it is another one that fsspec
+            knows.
     """
 
     def __init__(self, root: Path, url: str | None = None) -> None:
@@ -121,7 +122,9 @@ class Blobs:
 
 
 class WeightsUpload:
-    """A safetensors file on its way in: written beside the others, checked, then moved or removed."""
+    """A safetensors file on its way in: written beside the others, checked, then moved or
+    removed.
+    """
 
     def __init__(self, blobs: Blobs, limit: int) -> None:
         self._blobs = blobs

@@ -103,8 +103,8 @@ def write_json(document: Any) -> None:
 def reserved_stdout() -> Iterator[None]:
     """Sends whatever libraries print to standard error, so that standard output stays ours.
 
-    File descriptor 1 is turned too where Python writes to it, for what is printed from C and by child
-    processes.
+    File descriptor 1 is turned too where Python writes to it, for what is printed from C and by
+    child processes.
     """
     sys.stdout.flush()
     saved = -1
@@ -157,7 +157,9 @@ def readable_file(text: str) -> Path:
 def input_shape(text: str) -> tuple[int, int, int]:
     """``CxHxW``, such as ``3x224x224``."""
     sizes = text.lower().split("x")
-    if len(sizes) != 3 or not all(s.isascii() and s.isdigit() and 0 < int(s) <= 8192 for s in sizes):
+    if len(sizes) != 3 or not all(
+        s.isascii() and s.isdigit() and 0 < int(s) <= 8192 for s in sizes
+    ):
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form CxHxW, e.g. 3x224x224")
     channels, height, width = (int(size) for size in sizes)
     return channels, height, width

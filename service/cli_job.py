@@ -42,7 +42,9 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         help="latency=0.5, size=0.3, macs=0.5, latency_ms=1.2, ...; may be given several times",
     )  # fmt: skip
     parser.add_argument("--objective", choices=("accuracy", "latency"), default="accuracy")
-    parser.add_argument("--max-drop", type=float, metavar="D", help="for objective latency, e.g. 0.005")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="D", help="for objective latency, e.g. 0.005"
+    )
     parser.add_argument("--agent", default="auto", metavar="A")
     parser.add_argument("--scope", choices=("prune", "quantize", "joint"), default="joint")
     parser.add_argument(
@@ -71,7 +73,7 @@ def add_commands(commands: Any) -> None:
     add_job_options(compress)
     add_local_options(compress)
     compress.add_argument(
-        "--evaluators", type=int, metavar="N", help="policies scored side by side (default: cores)"
+        "--evaluators", type=int, metavar="N", help="cores that scoring may use (default: all)"
     )
     compress.add_argument("--out", required=True, type=Path, metavar="DIR", help="the job's files")
     compress.add_argument("--json", action="store_true", help="print report.json")
@@ -135,7 +137,9 @@ def local_sources(args: argparse.Namespace, data_dir: Path) -> Any:
     for item in args.image_folder:
         name, _, path = item.partition("=")
         if not name or not path or not Path(path).expanduser().is_dir():
-            raise RequestError(f"--image-folder {item!r} is not of the form NAME=DIR with a folder DIR")
+            raise RequestError(
+                f"--image-folder {item!r} is not of the form NAME=DIR with a folder DIR"
+            )
         folders[name] = Path(path).expanduser()
     return Sources(
         allow=("python:*",),
@@ -172,7 +176,6 @@ def run_compress(args: argparse.Namespace) -> int:
     """Exit 0 with a report, 130 after Ctrl-C or SIGTERM."""
     from service.local_context import LocalContext
     from service.progress import StageProgress
-    from service.settings import cores
     from service.summary import side_by_side
 
     if args.evaluators is not None and not 1 <= args.evaluators <= 1024:
@@ -183,11 +186,10 @@ def run_compress(args: argparse.Namespace) -> int:
         spec, sources, data_dir = _prepared(args)
         from service.pipeline import run_job
 
-        evaluators = args.evaluators or cores()
         with (
             StageProgress() as progress,
             LocalContext(
-                spec, args.out, data_dir, sources, args.weights, evaluators, progress
+                spec, args.out, data_dir, sources, args.weights, args.evaluators, progress
             ) as context,
         ):
             earlier = len(context.recorded())

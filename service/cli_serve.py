@@ -19,10 +19,13 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--host", help="default 127.0.0.1; other hosts need TRIMTAB_API_KEY")
     serve.add_argument("--port", type=int, help="default 8500; 0 takes a free one")
     serve.add_argument("--data-dir", type=Path, metavar="DIR", help="state (TRIMTAB_DATA_DIR)")
-    serve.add_argument("--database-url", metavar="URL", help="default: SQLite in the data directory")
+    serve.add_argument(
+        "--database-url", metavar="URL", help="default: SQLite in the data directory"
+    )
     serve.add_argument(
         "--allow", action="append", metavar="SOURCE",
-        help="python:MODULE, python:MODULE:FACTORY, python:* or imagefolder:NAME=DIR; repeatable",
+        help="python:MODULE, python:MODULE:FACTORY, python:*, imagefolder:NAME=DIR or torchvision; "
+        "repeatable",
     )  # fmt: skip
     serve.add_argument(
         "--code-path", action="append", type=folder, metavar="DIR",

@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,7 +192,7 @@ def _document(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _job_list(jobs: list[dict[str, Any]]) -> str:
-    rows = [["job", "state", "created", "name"]]
+    rows = [["job", "state", "created (UTC)", "name"]]
     for job in jobs:
         rows.append([job["id"], job["state"], _when(job.get("created")), job.get("name") or ""])
     return aligned(rows)
@@ -215,7 +214,6 @@ def _reason(job: Mapping[str, Any]) -> str:
     return f": {text}" if text else ""
 
 
-def _when(seconds: Any) -> str:
-    if not isinstance(seconds, int | float):
-        return str(seconds or "")
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+def _when(created: Any) -> str:
+    """``2026-03-01 12:30`` from the server's ISO 8601 time (UTC)."""
+    return str(created or "")[:16].replace("T", " ")

@@ -45,7 +45,7 @@ def add_commands(commands: Any) -> None:
     for name in ("pack", "unpack"):
         command = commands.add_parser(name, help="(not available in this version)")
         command.add_argument("rest", nargs="*", metavar="FILE")
-        command.set_defaults(run=run_absent, absent=f"trimtab {name}")
+        command.set_defaults(run=run_absent, absent=name)
 
 
 def run_absent(args: argparse.Namespace) -> int:
@@ -53,7 +53,7 @@ def run_absent(args: argparse.Namespace) -> int:
 
 
 def run_import(_args: argparse.Namespace) -> int:
-    raise RequestError(f"trimtab tables import {NOT_YET}; tables come from measuring on this host")
+    raise RequestError(f"tables import {NOT_YET}; tables come from measuring on this host")
 
 
 def run_measure(args: argparse.Namespace) -> int:
@@ -203,7 +203,12 @@ def run_check(args: argparse.Namespace) -> int:
     for change, stored, again in sorted(lines, key=lambda line: -abs(line[0])):
         name = stored.kernel.describe()
         rows.append(
-            [f"{stored.median_us:.2f} us", f"{again.median_us:.2f} us", f"{100 * change:+.1f} %", name]
+            [
+                f"{stored.median_us:.2f} us",
+                f"{again.median_us:.2f} us",
+                f"{100 * change:+.1f} %",
+                name,
+            ]
         )
     shares = [
         f"{key.replace('_', ' ')}: {100 * value:.1f} %"

@@ -61,7 +61,11 @@ class Client:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         # trust_env off: a proxy of the environment has no business with a local server.
         self._http = httpx.Client(
-            base_url=self.url, headers=headers, timeout=timeout, transport=transport, trust_env=False
+            base_url=self.url,
+            headers=headers,
+            timeout=timeout,
+            transport=transport,
+            trust_env=False,
         )
 
     def __enter__(self) -> Client:
@@ -108,7 +112,9 @@ class Client:
 
     def policies(self, job: str) -> list[dict[str, Any]]:
         """The Pareto front: search score against predicted latency, feasible trials only."""
-        items: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job, safe='')}/policies")["items"]
+        items: list[dict[str, Any]] = self._json("GET", f"/v1/jobs/{quote(job, safe='')}/policies")[
+            "items"
+        ]
         return items
 
     def best(self, job: str) -> dict[str, Any]:
@@ -123,7 +129,10 @@ class Client:
         while True:
             try:
                 with self._http.stream(
-                    "GET", path, headers={"Last-Event-ID": str(after)}, timeout=httpx.Timeout(30, read=60)
+                    "GET",
+                    path,
+                    headers={"Last-Event-ID": str(after)},
+                    timeout=httpx.Timeout(30, read=60),
                 ) as response:
                     _raise_for(response)
                     deadline = time.monotonic() + self.patience
@@ -167,9 +176,8 @@ class Client:
 
     def history(self, job: str, after: int = 0) -> list[Event]:
         """Events so far, without waiting for more."""
-        found = self._json(
-            "GET", f"/v1/jobs/{quote(job, safe='')}/events", params={"follow": "false", "after": after}
-        )
+        path = f"/v1/jobs/{quote(job, safe='')}/history"
+        found = self._json("GET", path, params={"after": after})
         return [Event(e["id"], e["kind"], e["data"], e["time"]) for e in found["items"]]
 
     # Files
@@ -257,7 +265,8 @@ class Client:
                 if time.monotonic() > deadline:
                     raise self._silent(error) from error
             except httpx.TransportError as error:
-                # Anything may have happened on the server; jobs are safe to repeat (they carry a key).
+                # Anything may have happened on the server; jobs are safe to repeat (they carry a
+                # key).
                 safe = method == "GET" or path == "/v1/jobs"
                 if not safe or time.monotonic() > deadline:
                     raise self._silent(error) from error
@@ -314,7 +323,9 @@ def _raise_for(response: httpx.Response) -> None:
         problem = response.json()
         detail = str(problem["detail"])
     except (ValueError, KeyError, TypeError):
-        raise ApiError(f"the server answered {response.status_code}: {response.text[:200]}") from None
+        raise ApiError(
+            f"the server answered {response.status_code}: {response.text[:200]}"
+        ) from None
     fields = [
         f"{item['field']}: {item['message']}"
         for item in problem.get("errors", ())

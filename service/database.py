@@ -25,8 +25,8 @@ class Database:
 
     Args:
         url: SQLAlchemy URL of SQLite or PostgreSQL.
-        clock: for tests. Otherwise SQLite asks this machine (the file is on it) and PostgreSQL is asked
-            itself, so that leases do not depend on how well several machines' clocks agree.
+        clock: for tests. Otherwise SQLite asks this machine (the file is on it) and PostgreSQL is
+            asked itself, so that leases do not depend on how well several machines' clocks agree.
 
     Raises:
         SettingsError: the URL cannot be used.
@@ -58,7 +58,9 @@ class Database:
         if self._clock is not None:
             return self._clock()
         if self.engine.dialect.name == "postgresql":
-            return float(session.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0)
+            return float(
+                session.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0.0
+            )
         return time.time()
 
     def close(self) -> None:
@@ -74,7 +76,10 @@ def make_engine(url: str) -> Engine:
             return _sqlite(url)
         if backend == "postgresql":
             return create_engine(
-                parsed, json_serializer=_dumps, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+                parsed,
+                json_serializer=_dumps,
+                pool_pre_ping=True,
+                connect_args={"connect_timeout": 10},
             )
     except (ArgumentError, NoSuchModuleError) as error:
         raise SettingsError(f"database_url: {error}") from error
@@ -94,7 +99,8 @@ def _sqlite(url: str) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: Any) -> None:
-        # Python's sqlite3 begins transactions too late to lock before the first read; we begin them.
+        # Python's sqlite3 begins transactions too late to lock before the first read; we begin
+        # them.
         connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):

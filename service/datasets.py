@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,31 +11,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from evaluation.errors import DataError
+from service.data_bundle import DataBundle
 from service.source_name import suggest
 
 # Mean and standard deviation of the digits' train split after division by 16.
 DIGITS_MEAN, DIGITS_STD = 0.3051, 0.3762
 
 _KEYS = ("train", "test", "validation", "finetune", "evaluate")
-
-
-@dataclass(frozen=True, slots=True)
-class DataBundle:
-    """Splits as a data source gives them.
-
-    Attributes:
-        train, test: datasets of ``(input tensor, class index)`` pairs.
-        validation: held out of training, where the source has one.
-        finetune: the train split with augmentation, same order and length, where the source has
-            one.
-        evaluate: metric of the user's own ``(outputs, targets) -> per-example score``, or None.
-    """
-
-    train: Dataset[Any]
-    test: Dataset[Any]
-    validation: Dataset[Any] | None = None
-    finetune: Dataset[Any] | None = None
-    evaluate: Callable[..., Any] | None = None
 
 
 class ArrayDataset(Dataset[tuple[Tensor, int]]):

@@ -90,7 +90,9 @@ def train_digits_cnn(
     return float(right.float().mean())
 
 
-def _fit(network: nn.Module, train: ArrayDataset, report: Callable[[int, int], None]) -> None:
+def _fit(
+    network: nn.Module, train: ArrayDataset, report: Callable[[int, int], None] | None
+) -> None:
     labels = torch.tensor(train.targets)
     steps = _EPOCHS * -(-len(labels) // _BATCH)
     optimizer = torch.optim.SGD(
@@ -99,10 +101,12 @@ def _fit(network: nn.Module, train: ArrayDataset, report: Callable[[int, int], N
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)
     network.train()
     for epoch in range(_EPOCHS):
-        for chosen in torch.randperm(len(labels)).split(_BATCH):
+        order = torch.randperm(len(labels))
+        for start in range(0, len(labels), _BATCH):
+            chosen = order[start : start + _BATCH]
             loss = functional.cross_entropy(network(train.images[chosen]), labels[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
         if report is not None:

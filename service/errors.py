@@ -8,7 +8,9 @@ from latency_tables.errors import TrimtabError
 
 
 class SourceError(TrimtabError):
-    """A model or data source is malformed, unknown, not allowed by the operator, or fails to load."""
+    """A model or data source is malformed, unknown, not allowed by the operator, or fails to
+    load.
+    """
 
     slug = "source"
     title = "Unknown or disallowed source"

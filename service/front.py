@@ -22,7 +22,9 @@ def summary(trial: TrialRecord) -> dict[str, Any] | None:
 
 
 def better(objective: str, one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
-    """True when ``one`` beats ``other``: a higher score, or for objective latency a shorter time."""
+    """True when ``one`` beats ``other``: a higher score, or for objective latency a shorter
+    time.
+    """
     if other is None:
         return True
     if objective == "latency":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.errors import DataError
-from service.datasets import DataBundle
+from service.data_bundle import DataBundle
 from service.errors import SourceError
 from service.source_name import suggest
 

@@ -50,7 +50,7 @@ class LocalContext:
         data_dir: tables and caches that outlive the job.
         sources: what may be loaded.
         weights_path: safetensors file of the network's weights.
-        evaluators: policies scored side by side.
+        threads: cores that scoring may use; torch decides when None.
         progress: shows stages.
 
     Raises:
@@ -64,14 +64,14 @@ class LocalContext:
         data_dir: Path,
         sources: Sources,
         weights_path: Path | None = None,
-        evaluators: int = 1,
+        threads: int | None = None,
         progress: StageProgress | None = None,
     ) -> None:
         self._workdir = out.resolve()
         self._data_dir = data_dir
         self._sources = sources
         self._weights_path = weights_path
-        self._evaluators = evaluators
+        self._threads = threads
         self._progress = progress or StageProgress(quiet=True)
         self._cancelled = False
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ class LocalContext:
     def pool(self, factory: ScorerFactory) -> EvaluatorPool:
         from evaluation.local_pool import LocalPool
 
-        pool: EvaluatorPool = LocalPool(factory, self._evaluators)
+        pool: EvaluatorPool = LocalPool(factory, self._threads)
         return pool
 
     def tuner(self) -> Tuner:

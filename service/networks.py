@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from service.errors import SourceError
 from service.python_factory import PythonFactory
 from service.source_name import Option, SourceName, suggest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 # Numbers only, each in a range a machine can hold: an option never names a file, a URL or code.
 TIMM_OPTIONS: dict[str, tuple[type, float, float]] = {
@@ -45,6 +46,8 @@ class NetworkFactory:
 
     def __call__(self) -> nn.Module:
         """Raises SourceError when the network cannot be built or is no ``torch.nn.Module``."""
+        from torch import nn
+
         network = self.build()
         if not isinstance(network, nn.Module):
             raise SourceError(

@@ -1,4 +1,6 @@
-"""RFC 9457 problem documents: the one place where errors become answers and a failed job's reason."""
+"""RFC 9457 problem documents: the one place where errors become answers and a failed job's
+reason.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Reads and checks a safetensors file's header without loading a tensor.
 
-Format: eight bytes with the header's length N (little endian), N bytes of JSON from name to ``dtype``,
+Format: eight bytes with the header's length N (little endian), N bytes of JSON from name to
+    ``dtype``,
 ``shape`` and ``data_offsets``, then the data without gaps, in the order of the offsets.
 """
 
@@ -79,7 +80,7 @@ def _span(name: str, entry: Any) -> tuple[int, int]:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError):
         raise WeightsError(f"tensor {name!r} lacks dtype, shape or data_offsets") from None
-    if dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in _BITS:
         raise WeightsError(f"tensor {name!r} is of unknown type {dtype!r}")
     numbers = [*shape, begin, end] if isinstance(shape, list) else [None]
     if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):

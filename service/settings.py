@@ -1,7 +1,7 @@
 """Settings of the server and of the drivers it starts, from the environment and the command line.
 
-The server hands its settings to the drivers in a file that only its user can read, so that no database
-password or path shows in Ray's dashboard.
+The server hands its settings to the drivers in a file that only its user can read, so that no
+database password or path shows in Ray's dashboard.
 """
 
 from __future__ import annotations
@@ -51,13 +51,16 @@ class Settings(BaseModel):
 
     Attributes:
         data_dir: weights, artifacts, tables, the SQLite file; shared by server and drivers.
-        database_url: SQLAlchemy URL; SQLite in ``data_dir`` when not given. PostgreSQL goes through psycopg.
+        database_url: SQLAlchemy URL; SQLite in ``data_dir`` when not given. PostgreSQL goes through
+            psycopg.
         api_key: asked for as ``Authorization: Bearer`` when set; needed to listen beyond loopback.
-        allow_sources: patterns of model and data sources that users may name, see ``service.sources``.
+        allow_sources: patterns of model and data sources that users may name, see
+            ``service.sources``.
         code_paths: folders appended to the end of the import path, for ``python:`` sources.
         image_folders: name to folder, for ``imagefolder:NAME``.
         torchvision_root: folder of torchvision's data sets; None refuses them.
-        ray_address: ``embedded``, or the address of a running Ray's dashboard, ``http://HOST:8265``.
+        ray_address: ``embedded``, or the address of a running Ray's dashboard,
+            ``http://HOST:8265``.
         ray_num_cpus: cores the embedded Ray may use.
         evaluators: policies scored side by side.
         lease_seconds: a driver that does not renew its lease for so long has lost its job.
@@ -101,8 +104,8 @@ class Settings(BaseModel):
 
         Args:
             given: settings by name. Beside ``python:`` patterns ``allow_sources`` may hold
-                ``imagefolder:NAME=PATH`` and ``torchvision=PATH`` (data sets); ``torchvision`` alone
-                keeps them under ``data_dir``.
+                ``imagefolder:NAME=PATH`` and ``torchvision=PATH`` (data sets); ``torchvision``
+                alone keeps them under ``data_dir``.
 
         Raises:
             SettingsError: an unknown or unsafe value, in one line.
@@ -152,7 +155,9 @@ class Settings(BaseModel):
         )
 
     def write_driver_file(self) -> Path:
-        """Leaves the settings for drivers in ``data_dir``, readable by this user only, without the API key."""
+        """Leaves the settings for drivers in ``data_dir``, readable by this user only, without the
+        API key.
+        """
         self.data_dir.mkdir(parents=True, exist_ok=True)
         path = self.data_dir / "driver.json"
         fresh = path.with_name(f".driver.json.{os.getpid()}")

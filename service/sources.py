@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from service import networks
-from service.datasets import DataBundle, bundle_from, digits
+from service.data_bundle import DataBundle
 from service.errors import SourceError
 from service.image_sets import (
     IMAGE_OPTIONS,
@@ -24,6 +23,9 @@ from service.image_sets import (
 )
 from service.python_factory import PythonFactory
 from service.source_name import SourceName, suggest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["BUILT_IN", "DataBundle", "Sources"]
 
@@ -131,6 +133,8 @@ class Sources:
             SourceError: as ``check_data``, or the factory fails.
             DataError: a split is missing, empty or unusable.
         """
+        from service.datasets import bundle_from, digits
+
         self.check_data(source)
         name = SourceName.parse(source, DATA_FORMS)
         if name.kind == "digits":
@@ -158,15 +162,16 @@ class Sources:
             hint = suggest(name.name, self.image_folders)
             known = ", ".join(sorted(self.image_folders)) or "none"
             raise SourceError(
-                f"no image folder is registered as {name.name!r}{hint}; registered: {known}"
+                f"no image folder is registered as {name.name!r}{hint}; registered: {known} "
+                f"(the operator registers one with --allow imagefolder:{name.name}=DIR)"
             )
         return self.image_folders[name.name]
 
     def _torchvision_root(self, name: SourceName) -> Path:
         if self.torchvision_root is None:
             raise SourceError(
-                f"{name.text!r} is not allowed here: the operator set no folder for "
-                "torchvision's data sets"
+                f"{name.text!r} is not allowed here; the operator can allow torchvision's data "
+                "sets when the server starts, with --allow torchvision"
             )
         return self.torchvision_root
 

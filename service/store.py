@@ -52,7 +52,9 @@ class Store(StoreLeases):
             if stored is not None:
                 if _record(stored) == trial:
                     return
-                raise ConflictError(f"trial {trial.number} of job {lease.job} is recorded differently")
+                raise ConflictError(
+                    f"trial {trial.number} of job {lease.job} is recorded differently"
+                )
             told = select(Trial.number).where(Trial.job == lease.job, Trial.told == trial.told)
             if session.scalar(told) is not None:
                 raise ConflictError(f"job {lease.job} has told a trial {trial.told} already")
@@ -93,7 +95,8 @@ class Store(StoreLeases):
             if pin is None:
                 pin = Pin(job=lease.job, key=key, value=dict(value))
                 session.add(pin)
-                # What comes back must be what a later attempt reads, tuples turned into lists and all.
+                # What comes back must be what a later attempt reads, tuples turned into lists and
+                # all.
                 session.flush()
                 session.refresh(pin)
             return dict(pin.value)

@@ -81,7 +81,9 @@ class StoreJobs:
     def _keyed(session: Session, key: str, digest: str) -> Job | None:
         job = session.scalar(select(Job).where(Job.idempotency_key == key))
         if job is not None and job.body_digest != digest:
-            raise ConflictError(f"Idempotency-Key {key!r} was used with another body (job {job.id})")
+            raise ConflictError(
+                f"Idempotency-Key {key!r} was used with another body (job {job.id})"
+            )
         return job
 
     def get(self, job: str) -> Job:
@@ -110,6 +112,17 @@ class StoreJobs:
         more = len(jobs) > limit
         jobs = jobs[:limit]
         return jobs, jobs[-1].seq if more else None
+
+    def queued(self, limit: int) -> list[Job]:
+        """Jobs that wait, oldest first."""
+        query = select(Job).where(Job.state == JobState.QUEUED.value).order_by(Job.seq)
+        with self.database.read() as session:
+            return list(session.scalars(query.limit(limit)))
+
+    def now(self) -> float:
+        """The clock that stamps everything here."""
+        with self.database.read() as session:
+            return self.database.now(session)
 
     def cancel(self, job: str) -> Job:
         """Asks for a job's end; a queued one ends at once.

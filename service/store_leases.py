@@ -1,8 +1,9 @@
 """Leases: one attempt at a time works on a job, and only the newest one is believed.
 
-The server starts an attempt (its number is the fencing token); the attempt's driver claims the lease and
-renews it. When it stops doing so, the server buries the attempt and may start another. A lease that ran out
-but was not taken yet may still be renewed: what fences a driver off is that somebody took its job.
+The server starts an attempt (its number is the fencing token); the attempt's driver claims the
+lease and renews it. When it stops doing so, the server buries the attempt and may start another. A
+lease that ran out but was not taken yet may still be renewed: what fences a driver off is that
+somebody took its job.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class StoreLeases(StoreJobs):
     """The part of ``Store`` that starts, renews and ends attempts."""
 
     def start_attempt(self, job: str, seconds: float) -> int:
-        """Makes room for a new attempt and returns its number; its driver has ``seconds`` to claim it.
+        """Makes room for a new attempt and returns its number; its driver has ``seconds`` to claim
+        it.
 
         Raises:
             ConflictError: the job is not queued, and not running without a lease.
@@ -65,7 +67,8 @@ class StoreLeases(StoreJobs):
         """The driver takes the lease of its attempt, once.
 
         Raises:
-            LeaseLost: another attempt was started, another process claimed this one, or the job has ended.
+            LeaseLost: another attempt was started, another process claimed this one, or the job has
+                ended.
         """
         with self.database.write() as session:
             row = self._locked(session, job)
@@ -124,13 +127,17 @@ class StoreLeases(StoreJobs):
         """Closes an attempt whose lease ran out: from now on its driver is fenced off.
 
         Returns:
-            How many attempts in a row crashed without recording a trial; None when the lease was renewed
-            in the meantime or another server was faster.
+            How many attempts in a row crashed without recording a trial; None when the lease was
+            renewed in the meantime or another server was faster.
         """
         with self.database.write() as session:
             row = self._locked(session, job)
             now = self.database.now(session)
-            if row.attempt != attempt or not JobState(row.state).active or not self._expired(row, now):
+            if (
+                row.attempt != attempt
+                or not JobState(row.state).active
+                or not self._expired(row, now)
+            ):
                 return None
             self._bury(session, row, now)
             session.flush()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from service.cli_common import aligned
@@ -124,7 +124,7 @@ def _interval(part: Mapping[str, Any]) -> str:
     return f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %"
 
 
-_ROWS = {
+_ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "accuracy": lambda part: percent(part.get("accuracy")),
     "  95 % interval": _interval,
     "latency p50": lambda part: _latency(part, "p50"),

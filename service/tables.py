@@ -41,8 +41,8 @@ class Job(Base):
 
     Attributes:
         seq: order of creation; pages are cut by it.
-        attempt: number of the newest attempt, 0 before the first. It is the fencing token: whoever writes
-            names its attempt, and only the newest one's writes are taken.
+        attempt: number of the newest attempt, 0 before the first. It is the fencing token: whoever
+            writes names its attempt, and only the newest one's writes are taken.
         lease_owner: who runs that attempt; None when nobody does.
         lease_expires: from then on a new attempt may be started.
         events: id of the last event.

@@ -1,10 +1,10 @@
 """Which state a job goes to next. Pure rules; the store applies them under a lock.
 
-    queued ──start──> running ──finish──> succeeded | failed
-      │                 │  ^ start (a new attempt)
-      │ cancel          │ cancel
-      v                 v
-    cancelled <──finish── cancelling
+queued ──start──> running ──finish──> succeeded | failed
+  │                 │  ^ start (a new attempt)
+  │ cancel          │ cancel
+  v                 v
+cancelled <──finish── cancelling
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def cancel(state: JobState) -> JobState:
 def finish(state: JobState, outcome: JobState) -> JobState:
     """The driver, or the server in place of a dead one, ends the job.
 
-    A job that is being cancelled ends as cancelled whatever its driver reached in the meantime: that is
-    what the user asked for.
+    A job that is being cancelled ends as cancelled whatever its driver reached in the meantime:
+    that is what the user asked for.
 
     Raises:
         ConflictError: nothing runs that could end, or the outcome is no end.
@@ -82,4 +82,6 @@ def finish(state: JobState, outcome: JobState) -> JobState:
 def deletable(state: JobState) -> None:
     """Raises ConflictError unless the job has ended."""
     if not state.ended:
-        raise ConflictError(f"the job is {state}; cancel it and wait for its end before deleting it")
+        raise ConflictError(
+            f"the job is {state}; cancel it and wait for its end before deleting it"
+        )

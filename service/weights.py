@@ -77,10 +77,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     network.load_state_dict({name: given[name] for name in both}, strict=False)
 
 
-def _storage(tensor: Tensor) -> tuple[int, int, torch.Size]:
+def _storage(tensor: Tensor) -> tuple[int, torch.Size]:
     # Empty tensors all have address 0, which ties nothing.
     address = tensor.data_ptr() or id(tensor)
-    return address, tensor.storage_offset(), tensor.shape
+    return address, tensor.shape
 
 
 def _shape(tensor: Tensor) -> str:

@@ -10,7 +10,7 @@ from search_spaces.space import SearchSpace
 
 
 class ActionMap(Protocol):
-    """Maps an action onto a value index, and an executed value index back onto the action it stands for."""
+    """Maps an action onto a value index, and an executed value back onto its action."""
 
     def index(self, decision: Decision, action: float) -> int: ...
 
@@ -18,10 +18,10 @@ class ActionMap(Protocol):
 
 
 class Bins:
-    """A decision's n ordered values share [0, 1] in n equal bins; a value stands for the middle of its bin.
+    """A decision's n ordered values share [0, 1] in equal bins, each standing for its middle.
 
-    A block is kept from 0.5 on. For channels this is not AMC's keep ratio: a target's values may lie unevenly
-    (a staircase's edges), and every one of them should be as easy to reach.
+    A block is kept from 0.5 on. For channels this is not AMC's keep ratio: a target's values may
+    lie unevenly (a staircase's edges), and every one of them should be as easy to reach.
     """
 
     def index(self, decision: Decision, action: float) -> int:
@@ -46,8 +46,8 @@ class KeepRatios:
         if other:
             raise AgentError(
                 "AMC as published has one keep ratio a layer and cannot express the decision "
-                f"{other[0]} ({len(other)} of {len(space)} are not channels); use scope prune without blocks, "
-                "or amc as it is by default"
+                f"{other[0]} ({len(other)} of {len(space)} are not channels); "
+                "use scope prune without blocks, or amc as it is by default"
             )
 
     def index(self, decision: Decision, action: float) -> int:

@@ -15,7 +15,8 @@ from agents.amc.replay import Batch
 
 @dataclass(frozen=True, slots=True)
 class DdpgSettings:
-    """Hyper-parameters; the defaults are AMC's (He et al. 2018, section 4.1, and its released code).
+    """Hyper-parameters; the defaults are AMC's (He et al. 2018, section 4.1, and its released
+    code).
 
     Attributes:
         hidden: width of both hidden layers.
@@ -33,9 +34,11 @@ class DdpgSettings:
     baseline_rate: float = 0.5
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator, bound: float | None = None) -> nn.Linear:
+def _linear(
+    inputs: int, outputs: int, generator: torch.Generator, bound: float | None = None
+) -> nn.Linear:
     """A layer drawn from our own generator: the global one belongs to whoever runs the agent."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer = nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
     limit = bound if bound is not None else inputs**-0.5
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -limit, limit, generator=generator)
@@ -48,7 +51,8 @@ def _perceptron(inputs: int, hidden: int, generator: torch.Generator) -> nn.Sequ
         nn.ReLU(),
         _linear(hidden, hidden, generator),
         nn.ReLU(),
-        # Small, as in DDPG's paper (section 7): the first actions lie near 0.5 and the first values near 0.
+        # Small, as in DDPG's paper (section 7): the first actions lie near 0.5 and the first values
+        # near 0.
         _linear(hidden, 1, generator, bound=3e-3),
     )
 
@@ -71,10 +75,11 @@ class MovingAverage:
 
 
 class Ddpg:
-    """Lillicrap et al. 2015, "Continuous control with deep reinforcement learning" (arXiv 1509.02971), as AMC has it.
+    """Lillicrap et al. 2015, "Continuous control with deep reinforcement learning", as in AMC.
 
-    AMC's loss (eq. 2 and 3): ``y = r - b + discount * Q'(s', mu'(s'))``, ``(y - Q(s, a))^2``, where b is a moving
-    average of the rewards; the actor climbs ``Q(s, mu(s))``. Actions lie in (0, 1) by a sigmoid.
+    arXiv 1509.02971. AMC's loss (eq. 2 and 3): ``y = r - b + discount * Q'(s', mu'(s'))``, ``(y - Q(s, a))^2``, where
+    b is a moving average of the rewards; the actor climbs ``Q(s, mu(s))``. Actions lie in (0, 1) by
+    a sigmoid.
 
     Args:
         features: length of a state.
@@ -89,8 +94,11 @@ class Ddpg:
         self.critic = _perceptron(features + 1, hidden, generator)
         self._slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self._slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self._actor_adam = torch.optim.Adam(self.actor.parameters(), lr=self._settings.actor_rate)
-        self._critic_adam = torch.optim.Adam(self.critic.parameters(), lr=self._settings.critic_rate)
+        rates = self._settings.actor_rate, self._settings.critic_rate
+        # Fused: the networks are so small that Adam's separate passes would take longer than the
+        # gradients.
+        self._actor_adam = torch.optim.Adam(self.actor.parameters(), lr=rates[0], fused=True)
+        self._critic_adam = torch.optim.Adam(self.critic.parameters(), lr=rates[1], fused=True)
         self.baseline = MovingAverage(self._settings.baseline_rate)
 
     @torch.no_grad()
@@ -108,22 +116,27 @@ class Ddpg:
         target = advantage
         if self._settings.discount:
             with torch.no_grad():
-                later = self._value(self._slow_critic, batch.following, self._slow_actor(batch.following))
+                later = self._value(
+                    self._slow_critic, batch.following, self._slow_actor(batch.following)
+                )
                 target = advantage + self._settings.discount * (1 - batch.last) * later
         self._critic_adam.zero_grad()
-        error = nn.functional.mse_loss(self._value(self.critic, batch.states, batch.actions), target)
+        error = nn.functional.mse_loss(
+            self._value(self.critic, batch.states, batch.actions), target
+        )
         error.backward()  # type: ignore[no-untyped-call]
         self._critic_adam.step()
 
-        self._actor_adam.zero_grad()
-        self.critic.requires_grad_(False)
+        # Gradients for the actor's weights alone: the critic only passes them on.
         gain = self._value(self.critic, batch.states, self.actor(batch.states)).mean()
-        (-gain).backward()
-        self.critic.requires_grad_(True)
+        weights = list(self.actor.parameters())
+        for weight, gradient in zip(weights, torch.autograd.grad(-gain, weights), strict=True):
+            weight.grad = gradient
         self._actor_adam.step()
 
-        self._follow(self._slow_actor, self.actor)
-        self._follow(self._slow_critic, self.critic)
+        if self._settings.discount:
+            self._follow(self._slow_actor, self.actor)
+            self._follow(self._slow_critic, self.critic)
 
     @staticmethod
     def _value(critic: nn.Module, states: Tensor, actions: Tensor) -> Tensor:

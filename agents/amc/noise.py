@@ -12,8 +12,8 @@ def truncated_normal(
 ) -> float:
     """A draw from the normal distribution conditioned on lying in [low, high], by inverse CDF.
 
-    Exact, with one uniform number a draw, so that the generator advances by the same amount whatever the mean:
-    rejection sampling (and clipping, which piles mass onto the ends) would not.
+    Exact, with one uniform number a draw, so that the generator advances by the same amount
+    whatever the mean: rejection sampling (and clipping, which piles mass onto the ends) would not.
 
     Args:
         uniform: uniform draw from [0, 1).
@@ -52,10 +52,11 @@ class Schedule:
 
     @classmethod
     def over(cls, evaluations: int) -> Schedule:
-        """A quarter of the evaluations (at most 100) of warm-up, then from 0.5 down to 0.05 at the last.
+        """A quarter of the evaluations (at most 100) of warm-up, then from 0.5 down to 0.05 at the
+        last.
 
-        The published schedule reaches 0.05 after 145 episodes; this one does so when the evaluations end,
-        and stays there should more be asked.
+        The published schedule reaches 0.05 after 145 episodes; this one does so when the
+        evaluations end, and stays there should more be asked.
         """
         warm_up = min(100, evaluations // 4)
         return cls(warm_up, start=0.5, decay=0.1 ** (1 / max(evaluations - warm_up, 1)), floor=0.05)

@@ -30,7 +30,8 @@ class Batch:
     """Transitions drawn from the replay memory.
 
     Attributes:
-        states, following: float32 [batch, features]; the last step of an episode is followed by itself.
+        states, following: float32 [batch, features]; the last step of an episode is followed by
+            itself.
         actions, rewards: float32 [batch, 1].
         last: float32 [batch, 1], 1 at the last step of an episode.
     """
@@ -85,8 +86,12 @@ class Replay:
             self._flat = Batch(
                 states=torch.cat([e.states for e in self.episodes]),
                 actions=torch.cat([e.actions for e in self.episodes]),
-                rewards=torch.cat([torch.full((len(e.states), 1), e.reward) for e in self.episodes]),
-                following=torch.cat([torch.cat([e.states[1:], e.states[-1:]]) for e in self.episodes]),
+                rewards=torch.cat(
+                    [torch.full((len(e.states), 1), e.reward) for e in self.episodes]
+                ),
+                following=torch.cat(
+                    [torch.cat([e.states[1:], e.states[-1:]]) for e in self.episodes]
+                ),
                 last=torch.cat(last),
             )
         return self._flat
@@ -100,5 +105,7 @@ class Replay:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         rows = zip(state["states"], state["actions"], state["rewards"], strict=True)
-        self.episodes = [Episode(states, actions, float(reward)) for states, actions, reward in rows]
+        self.episodes = [
+            Episode(states, actions, float(reward)) for states, actions, reward in rows
+        ]
         self._flat = None

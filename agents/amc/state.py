@@ -17,23 +17,24 @@ EXTRA = ("channels", "block", "precision", "in_block", "position")
 def _scaled(columns: NDArray[np.float64]) -> NDArray[np.float64]:
     """Each column brought to 0..1 over its rows; a constant one is 0."""
     low, high = columns.min(axis=0), columns.max(axis=0)
-    return (columns - low) / np.where(high > low, high - low, 1.0)
+    scaled: NDArray[np.float64] = (columns - low) / np.where(high > low, high - low, 1.0)
+    return scaled
 
 
 class StateFeatures:
-    """The 11 features of He et al. 2018 (arXiv 1802.03494), eq. 1, each scaled to 0..1, and five more.
+    """The 11 features of He et al. 2018 (arXiv 1802.03494), eq. 1, scaled to 0..1, and five more.
 
-    ``(t, n, c, h, w, stride, k, FLOPs[t], reduced, rest, a_{t-1})``: index of the layer, channels out and in,
-    input height and width, stride, kernel, multiply-accumulates; what earlier decisions took off the network's
-    cost; what later ones are about; the previous executed action (1 before the first). Scaled by smallest and
-    largest over the decisions, as the released code does (which has no h, w and FLOPs, and counts weights at
-    its first step: not copied).
+    ``(t, n, c, h, w, stride, k, FLOPs[t], reduced, rest, a_{t-1})``: index of the layer, channels
+    out and in, input height and width, stride, kernel, multiply-accumulates; what earlier decisions
+    took off the network's cost; what later ones are about; the previous executed action (1 before
+    the first). Scaled by smallest and largest over the decisions, as the released code does (which
+    has no h, w and FLOPs, and counts weights at its first step: not copied).
 
-    Deviations, none of them with ``published``: "FLOPs" in ``reduced`` and ``rest`` become the quantity that the
-    budget bounds first. Its prices need not be sums over layers, so ``rest`` is what the following decisions can
-    still take off. Decisions have a kind (one-hot) and a position of their own, because several decisions
-    share a layer, and say whether they lie in a block. (Whether that block is dropped need not be said: nothing is
-    decided inside a dropped one.)
+    Deviations, none of them with ``published``: "FLOPs" in ``reduced`` and ``rest`` become the
+    quantity that the budget bounds first. Its prices need not be sums over layers, so ``rest`` is
+    what the following decisions can still take off. Decisions have a kind (one-hot) and a position
+    of their own, because several decisions share a layer, and say whether they lie in a block.
+    (Whether that block is dropped need not be said: nothing is decided inside a dropped one.)
 
     Attributes:
         names: of the features, in order.
@@ -76,11 +77,13 @@ class StateFeatures:
 
         Args:
             prefix: executed value indices of the decisions before it.
-            previous: action that stands for the last executed active decision, 1 where there is none.
+            previous: action that stands for the last executed active decision, 1 where there is
+                none.
         """
         rows = np.stack([self._largest, np.zeros_like(self._largest)])
         rows[:, :position] = prefix
-        # "Following" leaves the decision itself out: in the second row it still takes its largest value.
+        # "Following" leaves the decision itself out: in the second row it still takes its largest
+        # value.
         rows[1, position] = self._largest[position]
         now, least = self._model.price(rows)
         reduced = 1 - now / self._whole

@@ -1,4 +1,6 @@
-"""Alembic migrations, run when the server starts. They are package data: ``migrate`` needs no alembic.ini."""
+"""Alembic migrations, run when the server starts. They are package data: ``migrate`` needs no
+alembic.ini.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def config() -> Config:
 
 
 def migrate(engine: Engine) -> None:
-    """Brings the database to the newest version; servers that start together wait for each other."""
+    """Brings the database to the newest version; servers that start together wait for each
+    other.
+    """
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql(f"SELECT pg_advisory_lock({_LOCK})")

@@ -1,4 +1,6 @@
-"""Alembic's entry: runs the migrations on the connection that ``service.migrations.migrate`` hands over."""
+"""Alembic's entry: runs the migrations on the connection that ``service.migrations.migrate`` hands
+over.
+"""
 
 from __future__ import annotations
 

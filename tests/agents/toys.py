@@ -20,16 +20,18 @@ from search_spaces import (
 class ToyResNet:
     """A residual network in miniature: blocks to drop, inner widths, precision of each convolution.
 
-    ``blocks`` residual blocks in three stages of 16, 32 and 64 channels; latency is a staircase of width and
-    precision with a cost of changing precision between neighbours, size is weights times bits. The score is a
-    negative divergence: early stages suffer more from pruning, late blocks hardly from being dropped, and what
-    neighbours do to each other is not additive.
+    ``blocks`` residual blocks in three stages of 16, 32 and 64 channels; latency is a staircase of
+    width and precision with a cost of changing precision between neighbours, size is weights times
+    bits. The score is a negative divergence: early stages suffer more from pruning, late blocks
+    hardly from being dropped, and what neighbours do to each other is not additive.
     """
 
     def __init__(self, blocks: int = 9, seed: int = 0, scope: str = "joint") -> None:
         rng = np.random.default_rng(seed)
         decisions: list[Decision] = []
-        self.rows: list[tuple[int, int | None, int, int]] = []  # width, block, channels, precision positions
+        self.rows: list[
+            tuple[int, int | None, int, int]
+        ] = []  # width, block, channels, precision positions
         for b in range(blocks):
             stage = b * 3 // blocks
             width, side = 16 * 2**stage, 32 // 2**stage
@@ -51,11 +53,15 @@ class ToyResNet:
             at_block = len(decisions) - 1 if block else None
             step = width // 8
             values = tuple(range(step, width + 1, step))
-            decisions.append(Decision(f"block{b}.conv1:channels", DecisionKind.CHANNELS, values, block, layer))
+            decisions.append(
+                Decision(f"block{b}.conv1:channels", DecisionKind.CHANNELS, values, block, layer)
+            )
             at_channels = len(decisions) - 1
             if scope == "joint":
                 decisions.append(
-                    Decision(f"block{b}.conv1:precision", DecisionKind.PRECISION, (8, 32), block, layer)
+                    Decision(
+                        f"block{b}.conv1:precision", DecisionKind.PRECISION, (8, 32), block, layer
+                    )
                 )
             self.rows.append((width, at_block, at_channels, len(decisions) - 1))
         self.space = SearchSpace(tuple(decisions))
@@ -65,7 +71,11 @@ class ToyResNet:
         self.pruning = np.array([0.9, 0.5, 0.25])[stages] * rng.uniform(0.6, 1.6, n)
         self.dropping = np.array([0.5, 0.35, 0.12])[stages] * rng.uniform(0.6, 1.6, n)
         self.rounding = 0.03 * rng.uniform(0.3, 3.0, n)
-        self.models = {"latency_ms": self._latency(), "size_bytes": self._size(), "macs": self._macs()}
+        self.models = {
+            "latency_ms": self._latency(),
+            "size_bytes": self._size(),
+            "macs": self._macs(),
+        }
 
     def pricer(self, **fractions: float) -> Pricer:
         """Bounds as fractions of the uncompressed network, by quantity."""
@@ -98,7 +108,8 @@ class ToyResNet:
 
             factors.append(self._table(row, cost))
         if self.joint:
-            # A change of precision between neighbours costs a conversion (dropped blocks pass it on: ignored).
+            # A change of precision between neighbours costs a conversion (dropped blocks pass it
+            # on: ignored).
             change = np.array([[0.0, 0.03], [0.03, 0.0]])
             for (_, _, _, a), (_, block, _, b) in zip(self.rows, self.rows[1:]):
                 if block is None:
@@ -106,7 +117,10 @@ class ToyResNet:
                 table = np.stack([np.zeros_like(change), change])  # [kept, a, b]
                 order = sorted(((block, 0), (a, 1), (b, 2)))
                 factors.append(
-                    Factor(tuple(p for p, _ in order), table.transpose([axis for _, axis in order]).copy())
+                    Factor(
+                        tuple(p for p, _ in order),
+                        table.transpose([axis for _, axis in order]).copy(),
+                    )
                 )
         return CostModel(0.05, tuple(factors))
 
@@ -119,7 +133,10 @@ class ToyResNet:
     def _macs(self) -> CostModel:
         return CostModel(
             1e5,
-            tuple(self._table(r, lambda v, b, w=r[0]: 2 * 9 * v * w * (512 // w) ** 2) for r in self.rows),
+            tuple(
+                self._table(r, lambda v, b, w=r[0]: 2 * 9 * v * w * (512 // w) ** 2)
+                for r in self.rows
+            ),
         )
 
     def score(self, policy: Policy) -> float:

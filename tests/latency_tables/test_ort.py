@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from onnx import helper
 
 from latency_tables import Kernel, KernelError, MeasurementError, Measurements, TensorSpec
 from latency_tables.contract import small_network
-from latency_tables.latency import Latency, median_ci95
+from latency_tables.latency import Latency, Waiting, median_ci95
 from latency_tables.ort import OrtTarget
 from latency_tables.ort_bench import build_kernel
 from latency_tables.ort_graph import optimized_graph, plain_options, tensor_specs
@@ -231,6 +232,13 @@ def test_ratios_are_taken_round_by_round() -> None:
     assert drifting.at_reference("b", 300.0) == pytest.approx(1200.0)
     with pytest.raises(MeasurementError, match="not measured"):
         drifting.ratio("c", "a")
+
+
+def test_waiting_for_a_processor_shows() -> None:
+    with Waiting() as asleep:
+        time.sleep(0.05)
+    assert asleep.share > 0.5
+    assert Waiting().share == 0
 
 
 def test_median_interval_shrugs_off_an_outlier() -> None:

@@ -1,0 +1,36 @@
+"""Bodies of ``POST /v1/jobs`` that OpenAPI shows."""
+
+from __future__ import annotations
+
+from fastapi.openapi.models import Example
+
+JOB_EXAMPLES: dict[str, Example] = {
+    "digits": {
+        "summary": "A small network on scikit-learn's digits, half the time",
+        "value": {
+            "name": "digits, half the time",
+            "model": {"source": "python:service.demo_networks:digits_cnn"},
+            "data": {"source": "digits"},
+            "target": "x86-ort",
+            "budget": {"latency": 0.5},
+            "agent": {"name": "auto", "evaluations": 60, "seed": 0},
+        },
+    },
+    "latency": {
+        "summary": "The fastest network within half a point of accuracy",
+        "value": {
+            "name": "resnet20, half a point",
+            "model": {
+                "source": "python:cifar_zoo:resnet20",
+                "weights": "<id from POST /v1/weights>",
+            },
+            "data": {"source": "python:cifar_zoo:cifar10"},
+            "target": "x86-ort?threads=2",
+            "budget": {},
+            "objective": "latency",
+            "max_drop": 0.005,
+            "space": {"scope": "joint", "exclude": ["fc"], "criterion": "l1"},
+            "finetune": {"epochs": 2, "finalists": 3, "augment": "crop_flip"},
+        },
+    },
+}

@@ -1,0 +1,323 @@
+"""``report.html``: one self-contained page that says what was measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from service.report_charts import layer_chart, pareto, tone, trial_chart
+from service.summary import (
+    ABSENT,
+    REFERENCE_NAMES,
+    count,
+    file_size,
+    milliseconds,
+    percent,
+)
+
+_PAGES = Path(__file__).parent / "pages"
+_MOST_POLICIES = 12
+
+
+def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> str:
+    """The page. It asks for nothing from anywhere: styles and drawings are inside.
+
+    Args:
+        report: ``report.json``, with ``layers``, ``budget_limits``, ``left_out``, ``winner``,
+            ``not_faster`` and ``notes``. What is missing or null shows as "not measured". The
+            winner's trial is found by ``winner_trial`` (its number), or by ``winner`` (its policy's
+            digest) together with ``space`` (the space's digest).
+        trials: ``TrialRecord`` as dicts, in the order they were told.
+    """
+    environment = Environment(
+        loader=FileSystemLoader(_PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(ms=milliseconds, size=file_size, count=count, percent=percent)
+    limits = report.get("budget_limits") or {}
+    winner = winner_number(report, trials)
+    chosen = (
+        next((t for t in trials if t.get("number") == winner), None) if winner is not None else None
+    )
+    return environment.get_template("report.html").render(
+        report=report,
+        title=_title(report),
+        outcome=_outcome(report),
+        tiles=_tiles(report),
+        columns=_columns(report),
+        rows=_rows(report, limits),
+        layers=report.get("layers") or [],
+        layer_chart=layer_chart(report.get("layers") or []),
+        tone=tone,
+        trial_chart=trial_chart(trials, limits.get("latency_ms"), winner),
+        trial_counts=_trial_counts(trials),
+        policies=_policies(trials, winner),
+        winner=winner,
+        decisions=(chosen or {}).get("policy") or {},
+        left_out=report.get("left_out") or [],
+        notes=report.get("notes") or [],
+        provenance=_provenance(report),
+    )
+
+
+def winner_number(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> int | None:
+    """Number of the trial whose policy was delivered; None when it cannot be told."""
+    number = report.get("winner_trial")
+    if isinstance(number, int):
+        return number
+    digest, space = report.get("winner"), report.get("space")
+    for trial in trials:
+        if digest and trial.get("digest") == digest:
+            return _number(trial)
+    if not digest or not isinstance(space, str):
+        return None
+    for trial in trials:
+        values = list((trial.get("policy") or {}).values())
+        text = json.dumps([1, space, values], separators=(",", ":"))
+        if hashlib.sha256(text.encode()).hexdigest()[:12] == digest:
+            return _number(trial)
+    return None
+
+
+def _number(trial: Mapping[str, Any]) -> int | None:
+    number = trial.get("number")
+    return number if isinstance(number, int) else None
+
+
+def _title(report: Mapping[str, Any]) -> str:
+    return str(report.get("name") or f"{_source(report.get('model'))} on {_target_name(report)}")
+
+
+def _source(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("source") or value.get("name") or "network")
+    return str(value or "network")
+
+
+def _target_name(report: Mapping[str, Any]) -> str:
+    target = report.get("target")
+    if isinstance(target, Mapping):
+        return str(target.get("name") or target.get("spec") or "target")
+    return str(target or "target")
+
+
+def _outcome(report: Mapping[str, Any]) -> dict[str, str]:
+    met = report.get("met_budget")
+    if met is None:
+        return {"tone": "warn", "text": "Budget not checked"}
+    if not met:
+        return {"tone": "bad", "text": "Budget missed"}
+    if report.get("not_faster"):
+        return {"tone": "warn", "text": "Budget met"}
+    return {"tone": "good", "text": "Budget met"}
+
+
+def _get(part: Any, *path: str) -> Any:
+    for key in path:
+        part = part.get(key) if isinstance(part, Mapping) else None
+    return part
+
+
+def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The four headline numbers with what they were before."""
+    before, after = report.get("baseline"), report.get("compressed")
+    tiles = []
+    for label, path, show, word in (
+        ("Latency (p50)", ("latency_ms", "p50"), milliseconds, "faster"),
+        ("Accuracy", ("accuracy",), percent, ""),
+        ("File size", ("size_bytes",), file_size, "smaller"),
+        ("MACs", ("macs",), count, "fewer"),
+    ):
+        old, new = _get(before, *path), _get(after, *path)
+        note = ""
+        if old and new and word:
+            opposite = {"faster": "slower", "smaller": "larger", "fewer": "more"}[word]
+            note = f"{old / new:.2f}x {word}" if old >= new else f"{new / old:.2f}x {opposite}"
+        elif not word and report.get("accuracy_drop"):
+            note = _points(report["accuracy_drop"]["estimate"])
+        tiles.append({"label": label, "value": show(new), "before": show(old), "note": note})
+    return tiles
+
+
+def _points(drop: float) -> str:
+    if round(100 * drop, 2) == 0:
+        return "no drop"
+    sign = "\N{MINUS SIGN}" if drop > 0 else "+"
+    return f"{sign}{abs(100 * drop):.2f} points"
+
+
+def _columns(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    columns = [
+        {"name": "Baseline", "part": report.get("baseline") or {}, "role": "baseline"},
+        {"name": "Compressed", "part": report.get("compressed") or {}, "role": "compressed"},
+    ]
+    for key, part in (report.get("references") or {}).items():
+        name = REFERENCE_NAMES.get(key, key.replace("_", " "))
+        columns.append(
+            {"name": name[:1].upper() + name[1:], "part": part or {}, "role": "reference"}
+        )
+    return columns
+
+
+def _rows(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The comparison table: a label and a cell a column, a bar where a length says more."""
+    columns = _columns(report)
+    rows: list[dict[str, Any]] = []
+
+    def row(
+        label: str,
+        cells: list[tuple[str, str]],
+        values: list[float | None] | None = None,
+        limit: float | None = None,
+    ) -> None:
+        known = [value for value in [*(values or []), limit] if value is not None]
+        most = max(known, default=0.0)
+        rows.append(
+            {
+                "label": label,
+                "cells": [
+                    {
+                        "main": main,
+                        "sub": sub,
+                        "absent": main in (ABSENT, "not predicted", "not compared"),
+                        "share": None
+                        if not most or values is None or values[i] is None
+                        else 100 * float(values[i] or 0) / most,
+                    }
+                    for i, (main, sub) in enumerate(cells)
+                ],
+                "limit": 100 * limit / most if limit is not None and most else None,
+            }
+        )
+
+    parts = [column["part"] for column in columns]
+    row("Accuracy", [_accuracy(part) for part in parts])
+    row("Accuracy drop", [_drop(report, column) for column in columns])
+    p50 = [_get(part, "latency_ms", "p50") for part in parts]
+    row(
+        "Latency, p50",
+        [(milliseconds(v), f"p90 {milliseconds(_get(p, 'latency_ms', 'p90'))}" if v else "")
+         for v, p in zip(p50, parts, strict=True)],
+        p50,
+        limits.get("latency_ms"),
+    )  # fmt: skip
+    predicted = [_get(part, "latency_ms", "predicted_p50") for part in parts]
+    row("Latency, predicted", [_predicted(v, m) for v, m in zip(predicted, p50, strict=True)])
+    for label, key, show in (
+        ("File size", "size_bytes", file_size),
+        ("Packed size", "packed_bytes", file_size),
+        ("MACs", "macs", count),
+    ):
+        values = [_get(part, key) for part in parts]
+        if key != "packed_bytes" or any(value is not None for value in values):
+            row(label, [(show(v), "") for v in values], values, limits.get(key))
+    row("Energy, net", [_energy(part) for part in parts])
+    return rows
+
+
+def _accuracy(part: Mapping[str, Any]) -> tuple[str, str]:
+    interval = part.get("accuracy_ci95")
+    sub = f"{100 * interval[0]:.2f} to {100 * interval[1]:.2f} %" if interval else ""
+    return percent(part.get("accuracy")), sub
+
+
+def _drop(report: Mapping[str, Any], column: Mapping[str, Any]) -> tuple[str, str]:
+    if column["role"] == "baseline":
+        return "\N{EN DASH}", ""
+    drop = column["part"].get("accuracy_drop")
+    if drop is None and column["role"] == "compressed":
+        drop = report.get("accuracy_drop")
+    if not drop:
+        return (ABSENT if column["role"] == "compressed" else "not compared"), ""
+    low, high = drop["ci95"]
+    return (
+        f"{100 * drop['estimate']:.2f} points",
+        f"{100 * low:.2f} to {100 * high:.2f}, {drop['images']:,} images",
+    )
+
+
+def _predicted(value: float | None, measured: float | None) -> tuple[str, str]:
+    if value is None:
+        return "not predicted", ""
+    if not measured:
+        return milliseconds(value), ""
+    off = 100 * (measured / value - 1)
+    return milliseconds(value), f"measured {off:+.1f} %".replace("-", "\N{MINUS SIGN}")
+
+
+def _energy(part: Mapping[str, Any]) -> tuple[str, str]:
+    value = _get(part, "energy_mj", "value")
+    if value is None:
+        return ABSENT, ""
+    return f"{value:.3g} mJ", str(_get(part, "energy_mj", "provenance") or "")
+
+
+def _trial_counts(trials: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    return {
+        "all": len(trials),
+        "failed": sum(1 for t in trials if not t.get("evaluation")),
+        "cached": sum(1 for t in trials if t.get("cached")),
+        "over": sum(1 for t in trials if t.get("evaluation") and t["evaluation"].get("violations")),
+    }
+
+
+def _policies(trials: Sequence[Mapping[str, Any]], winner: int | None) -> list[dict[str, Any]]:
+    """The Pareto front, best first, the winner always among them."""
+    points = []
+    for trial in trials:
+        evaluation = trial.get("evaluation")
+        if not evaluation or (trial.get("cached") and trial.get("number") != winner):
+            continue
+        latency = (evaluation.get("costs") or {}).get("latency_ms")
+        points.append(
+            (float("inf") if latency is None else latency, evaluation["scores"][0], trial)
+        )
+    best = [trial for _, _, trial in reversed(pareto(points))][:_MOST_POLICIES]
+    extra = [t for _, _, t in points if t.get("number") == winner and t not in best]
+    return [
+        {
+            "number": trial.get("number"),
+            "score": trial["evaluation"]["scores"][0],
+            "interval": trial["evaluation"]["interval"],
+            "costs": trial["evaluation"].get("costs") or {},
+            "winner": trial.get("number") == winner,
+        }
+        for trial in (*extra, *best)
+    ]
+
+
+def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the numbers come from, as pairs of words."""
+    pairs: list[tuple[str, str]] = []
+    for key in ("model", "data", "target", "budget", "agent", "seed", "evaluations"):
+        pairs += _flat(key, report.get(key))
+    seconds = report.get("wall_seconds")
+    if seconds is not None:
+        pairs.append(("wall time", f"{seconds:.0f} s"))
+    return pairs + _flat("versions", report.get("versions"))
+
+
+def _flat(name: str, value: Any) -> list[tuple[str, str]]:
+    label = name.replace("_", " ")
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        inner = [(k, v) for k, v in value.items() if v is not None]
+        if all(not isinstance(v, Mapping) for _, v in inner):
+            return [(label, ", ".join(f"{k} {_word(v)}" for k, v in inner))] if inner else []
+        return [pair for k, v in inner for pair in _flat(f"{name} {k}", v)]
+    return [(label, _word(value))]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " ".join(str(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,125 @@
+"""What a job may name: models, data, targets, tables, agents. And the dry run of a job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body
+from starlette.concurrency import run_in_threadpool
+
+from service.examples import JOB_EXAMPLES
+from service.job_spec import AGENTS, JobSpec
+from service.planner import run_plan
+from service.services import Given
+from service.sources import DATA_FORMS, MODEL_FORMS
+
+router = APIRouter(prefix="/v1", tags=["catalog"])
+
+_AGENT_NOTES = {
+    "auto": "what we recommend; today the same as amc",
+    "amc": "learns layer by layer with DDPG (He et al. 2018)",
+    "random": "draws policies within the budget",
+    "uniform": "the same ratio and precision everywhere, a reference",
+}
+_MODEL_EXAMPLES = {
+    "timm": ["timm:mobilenetv3_small_100", "timm:vit_tiny_patch16_224"],
+    "torchvision": ["torchvision:mobilenet_v2", "torchvision:resnet18"],
+}
+
+
+@router.get("/models")
+def list_models(services: Given) -> dict[str, Any]:
+    """Kinds of model sources. ``allowed`` lists the Python factories the operator lets users
+    name.
+    """
+    return {
+        "items": [
+            {
+                "kind": kind,
+                "form": form,
+                "examples": _MODEL_EXAMPLES.get(kind, []),
+                "allowed": list(services.sources.allow) if kind == "python" else None,
+            }
+            for kind, form in MODEL_FORMS.items()
+        ]
+    }
+
+
+@router.get("/data")
+def list_data(services: Given) -> dict[str, Any]:
+    """Kinds of data sources, with what the operator allows of each; None means all of them."""
+    sources = services.sources
+    allowed = {
+        "digits": None,
+        "imagefolder": [f"imagefolder:{name}" for name in sorted(sources.image_folders)],
+        "torchvision": [] if sources.torchvision_root is None else None,
+        "python": list(sources.allow),
+    }
+    return {
+        "items": [
+            {"kind": kind, "form": form, "allowed": allowed.get(kind)}
+            for kind, form in DATA_FORMS.items()
+        ]
+    }
+
+
+@router.get("/targets")
+def list_targets() -> dict[str, Any]:
+    """Targets a job may name, with their options at their defaults."""
+    from latency_tables.target import known_targets, parse_target
+
+    items = []
+    for name in known_targets():
+        target = parse_target(name)
+        items.append(
+            {
+                "name": name,
+                "options": dict(target.options),
+                "device_class": target.device_class,
+                "precisions": list(target.precisions),
+                "can_measure": target.can_measure,
+            }
+        )
+    return {"items": items}
+
+
+@router.get("/tables")
+def list_tables(services: Given) -> dict[str, Any]:
+    """Latency tables measured so far."""
+    from latency_tables.store import TableStore
+
+    store = TableStore(services.settings.data_dir / "tables")
+    items = []
+    for name in store.list():
+        table = store.get(name)
+        items.append(
+            {
+                "name": name,
+                "target": table.target,
+                "device_class": table.device_class,
+                "created": table.created,
+                "rows": len(table),
+                "digest": table.digest,
+            }
+        )
+    return {"items": items}
+
+
+@router.get("/agents")
+def list_agents() -> dict[str, Any]:
+    return {"items": [{"name": name, "summary": _AGENT_NOTES.get(name, "")} for name in AGENTS]}
+
+
+@router.post("/plans", tags=["jobs"])
+async def plan_job(
+    services: Given, spec: Annotated[JobSpec, Body(openapi_examples=JOB_EXAMPLES)]
+) -> dict[str, Any]:
+    """The dry run: decisions, smallest reachable budget, estimated time. Nothing is stored."""
+    await run_in_threadpool(services.check, spec)
+    weights: Path | None = None
+    if spec.model.weights is not None:
+        stored = await run_in_threadpool(services.store.weights, spec.model.weights)
+        weights = await run_in_threadpool(services.blobs.local, stored.path)
+    async with services.plans:
+        return await run_plan(services.settings, spec, weights)

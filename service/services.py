@@ -1,0 +1,77 @@
+"""What the routes share: settings, store, files, sources and counters of one server."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.blobs import Blobs
+from service.errors import NotFoundError, WeightsError
+from service.job_spec import AGENTS, JobSpec
+from service.metrics import Metrics
+from service.problems import field as named
+from service.settings import Settings
+from service.sources import Sources
+from service.store import Store
+
+
+@dataclass(slots=True)
+class Services:
+    """One server's parts.
+
+    Attributes:
+        plans: lets one dry run at a time through.
+        stopping: set when the server shuts down, so that open event streams end.
+    """
+
+    settings: Settings
+    store: Store
+    blobs: Blobs
+    sources: Sources
+    metrics: Metrics
+    plans: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    stopping: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings, store: Store) -> Services:
+        """Raises SourceError where the operator's sources cannot be right."""
+        blobs = Blobs(settings.data_dir)
+        return cls(settings, store, blobs, settings.sources(), Metrics(store))
+
+    def check(self, spec: JobSpec) -> None:
+        """Checks every name a job uses, without loading anything.
+
+        Raises:
+            TrimtabError: an unknown or disallowed source, or an unknown agent, target or upload.
+        """
+        from latency_tables.target import parse_target
+
+        with named("model.source"):
+            self.sources.check_model(spec.model.source)
+        with named("data.source"):
+            self.sources.check_data(spec.data.source)
+        with named("target"):
+            parse_target(spec.target)
+        with named("agent.name"):
+            if spec.agent.name not in AGENTS:
+                raise NotFoundError(
+                    f"unknown agent {spec.agent.name!r}; known: {', '.join(AGENTS)}"
+                )
+        if spec.model.weights is not None:
+            with named("model.weights"):
+                try:
+                    self.store.weights(spec.model.weights)
+                except NotFoundError as error:
+                    raise WeightsError(str(error)) from error
+
+
+def _services(request: Request) -> Services:
+    found = request.app.state.services
+    assert isinstance(found, Services)
+    return found
+
+
+Given = Annotated[Services, Depends(_services)]

@@ -1,0 +1,95 @@
+"""A small pipeline in place of the real one: a search over eight policies whose score is known.
+
+The job's name says what goes wrong: ``fail``, ``break``, ``die at N`` (once), ``die always``, ``slow``,
+``deaf`` (does not notice that it was cancelled).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from evaluation.errors import DataError
+from search_spaces.evaluation import Evaluation, Failure
+from search_spaces.policy import Policy
+from service.context import JobContext, TrialRecord
+from service.job_spec import JobSpec
+
+
+class Scorer:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def score(self, policy: Policy) -> Evaluation:
+        time.sleep(self.seconds)
+        value = policy.values[0]
+        return Evaluation(
+            scores=(1 - 1 / (1 + value),),
+            interval=(0.0, 1.0),
+            costs={"latency_ms": 1.0 + value},
+            violations={} if value < 6 else {"latency_ms": 0.1},
+        )
+
+
+def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
+    if spec.name == "fail":
+        raise DataError("the data has no test split; give one")
+    if spec.name == "break":
+        raise KeyError("secret detail")
+    if spec.name == "die always":
+        os._exit(9)
+    pinned = context.pin("table", {"pid": os.getpid()})
+    context.stage("search", "scoring", 0, spec.agent.evaluations)
+    seconds = 0.5 if spec.name in ("slow", "deaf") else 0.01
+    done = context.recorded()
+    pool = context.pool(lambda: Scorer(seconds))
+    try:
+        for number in range(len(done), spec.agent.evaluations):
+            if spec.name != "deaf":
+                context.check()
+            if spec.name == f"die at {number}" and not (context.workdir / ".died").exists():
+                (context.workdir / ".died").touch()
+                os.kill(os.getpid(), 9)
+            ticket = pool.submit(Policy("space", (number,)))
+            (finished,) = pool.wait(60)
+            assert finished.ticket == ticket
+            outcome = finished.outcome
+            failed = isinstance(outcome, Failure)
+            context.record(
+                TrialRecord(
+                    number=number,
+                    told=number,
+                    asked_after=number,
+                    policy={"conv.keep": number},
+                    evaluation=None if failed else outcome.to_json(),
+                    failure=outcome.to_json() if failed else None,
+                )
+            )
+            context.stage("search", "scoring", number + 1, spec.agent.evaluations)
+            while spec.name == "deaf":
+                time.sleep(1)
+    finally:
+        pool.close()
+    if spec.finetune.epochs:
+        root = context.workdir / "finetune"
+        tuned = context.tuner().run(
+            _train(spec.finetune.epochs), [0, 1], spec.finetune.epochs, root
+        )
+        scores = {str(item.finalist): item.score for item in tuned}
+    else:
+        scores = {}
+    (context.workdir / "sub").mkdir(exist_ok=True)
+    (context.workdir / "sub" / "model.bin").write_bytes(bytes(range(256)))
+    (context.workdir / "report.html").write_text("<p>done</p>")
+    return {"pinned": pinned, "resumed": len(done), "pid": os.getpid(), "tuned": scores}
+
+
+def _train(epochs: int) -> Any:
+    def train_one(finalist: int, directory: Path, report: Any) -> None:
+        for epoch in range(1, epochs + 1):
+            (directory / "state.safetensors").write_bytes(b"x")
+            report(epoch, 0.5 + finalist / 10)
+
+    return train_one
