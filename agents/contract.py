@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from agents.errors import AgentError
-from agents.protocol import Agent
+from agents.protocol import Agent, Proposal
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
 from search_spaces.evaluation import Evaluation, Failure
@@ -145,11 +146,12 @@ class AgentContract:
     def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
         raise NotImplementedError
 
-    @pytest.fixture(params=["prune", "joint", "two_bounds", "free", "tiny"])
-    def pricer(self, request: pytest.FixtureRequest) -> Pricer:
-        if request.param not in self.spaces:
-            pytest.skip(f"the agent does not take the space {request.param}")
-        return contract_pricers()[request.param]
+    @classmethod
+    def pytest_generate_tests(cls, metafunc: pytest.Metafunc) -> None:
+        """Runs each test on every space the agent takes."""
+        if "pricer" in metafunc.fixturenames:
+            pricers = contract_pricers()
+            metafunc.parametrize("pricer", [pricers[name] for name in cls.spaces], ids=cls.spaces)
 
     def agent(self, pricer: Pricer, seed: int = 3) -> Agent:
         return self.make(pricer, EVALUATIONS, seed)
@@ -240,7 +242,7 @@ class AgentContract:
     def test_replays_a_log_of_asks_and_tells(self, pricer: Pricer) -> None:
         agent = self.agent(pricer)
         log: list[tuple[str, int]] = []
-        waiting = []
+        waiting: list[Proposal] = []
         asked: list[Policy] = []
         rng = np.random.default_rng(0)
         for _ in range(2 * EVALUATIONS):
@@ -278,9 +280,9 @@ class AgentContract:
         assert agent.ask(3) == []
 
     def test_refuses_the_state_of_another_space(self) -> None:
-        pricers = contract_pricers()
-        one, other = pricers[self.spaces[0]], pricers[self.spaces[-1]]
-        if one.space == other.space:
-            pytest.skip("the agent takes one space only")
+        pricer = contract_pricers()[self.spaces[0]]
+        decisions = pricer.space.decisions
+        other = SearchSpace((replace(decisions[0], id="other:channels"), *decisions[1:]))
+        agent = self.agent(Pricer(other, pricer.models, pricer.limits))
         with pytest.raises(AgentError):
-            self.agent(other).load_state_dict(self.agent(one).state_dict())
+            agent.load_state_dict(self.agent(pricer).state_dict())

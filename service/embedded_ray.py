@@ -209,8 +209,8 @@ def _environment(token: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Where this is off Ray keeps to 127.0.0.1; otherwise it replaces a loopback address that it is
-        # given by the machine's own and listens on all interfaces.
+        # Where this is off Ray keeps to 127.0.0.1; otherwise it replaces a loopback address that it
+        # is # given by the machine's own and listens on all interfaces.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 

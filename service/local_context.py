@@ -98,7 +98,6 @@ class LocalContext:
     ) -> None:
         self._journal.close()
         self._lock.release()
-        (self._workdir / _LOCK_NAME).unlink(missing_ok=True)
         self._progress.close()
 
     @property

@@ -80,7 +80,8 @@ class RayRuntime:
 
     def explain(self, job: str, attempt: int) -> str:
         info = self._try(lambda client: client.get_job_info(_submission(job, attempt)))
-        # "Job entrypoint command failed with exit code 9, last available logs ..." and then the logs.
+        # "Job entrypoint command failed with exit code 9, last available logs ..." and then the
+        # logs.
         message = "" if info is None else str(info.message or "").strip()
         return message.partition("\n")[0].partition(", last available")[0][:500]
 

@@ -77,9 +77,10 @@ class MovingAverage:
 class Ddpg:
     """Lillicrap et al. 2015, "Continuous control with deep reinforcement learning", as in AMC.
 
-    arXiv 1509.02971. AMC's loss (eq. 2 and 3): ``y = r - b + discount * Q'(s', mu'(s'))``, ``(y - Q(s, a))^2``, where
-    b is a moving average of the rewards; the actor climbs ``Q(s, mu(s))``. Actions lie in (0, 1) by
-    a sigmoid.
+    arXiv 1509.02971. AMC's loss (eq. 2 and 3) is ``(y - Q(s, a))^2`` with
+    ``y = r - b + discount * Q'(s', mu'(s'))``, where b is a moving average of the rewards (over
+    batches, as in the released code); the actor climbs ``Q(s, mu(s))``. Actions lie in (0, 1) by a
+    sigmoid.
 
     Args:
         features: length of a state.

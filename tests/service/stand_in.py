@@ -1,7 +1,7 @@
 """A small pipeline in place of the real one: a search over eight policies whose score is known.
 
-The job's name says what goes wrong: ``fail``, ``break``, ``die at N`` (once), ``die always``, ``slow``,
-``deaf`` (does not notice that it was cancelled).
+The job's name says what goes wrong: ``fail``, ``break``, ``die at N`` (once), ``die always``,
+``slow``, ``deaf`` (does not notice that it was cancelled).
 """
 
 from __future__ import annotations

@@ -5,25 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from agent_toys import small
 
-from agents import AmcAgent, AmcSettings, RandomAgent, UniformAgent, make_agent
-from agents.amc.ddpg import DdpgSettings
+from agents import AmcAgent, AmcSettings, RandomAgent, UniformAgent
 from agents.contract import AgentContract
 from agents.protocol import Agent
 from search_spaces import Pricer
 
 torch.set_num_threads(1)
-
-
-def small(settings: AmcSettings) -> AmcSettings:
-    """The same agent with networks and gradient steps that take no time."""
-    ddpg = settings.ddpg
-    return replace(
-        settings,
-        ddpg=DdpgSettings(16, ddpg.actor_rate, ddpg.critic_rate, ddpg.tau, ddpg.discount),
-        batch=8,
-        updates=None if settings.updates is None else 3,
-    )
 
 
 class TestRandom(AgentContract):
@@ -50,10 +39,3 @@ class TestPublishedAmc(AgentContract):
         settings = small(AmcSettings.published())
         settings = replace(settings, schedule=replace(settings.schedule, warm_up=4))
         return AmcAgent(pricer.space, pricer, evaluations, seed, published=True, settings=settings)
-
-
-class TestAuto(AgentContract):
-    spaces = ("joint",)
-
-    def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
-        return make_agent("auto", pricer.space, pricer, evaluations, seed)

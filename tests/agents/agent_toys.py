@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from agents import AmcSettings
+from agents.amc.ddpg import DdpgSettings
 from search_spaces import (
     CostModel,
     Decision,
@@ -15,6 +19,17 @@ from search_spaces import (
     Pricer,
     SearchSpace,
 )
+
+
+def small(settings: AmcSettings) -> AmcSettings:
+    """The same agent with networks and gradient steps that take no time."""
+    ddpg = settings.ddpg
+    return replace(
+        settings,
+        ddpg=DdpgSettings(16, ddpg.actor_rate, ddpg.critic_rate, ddpg.tau, ddpg.discount),
+        batch=8,
+        updates=None if settings.updates is None else 3,
+    )
 
 
 class ToyResNet:

@@ -1,0 +1,197 @@
+"""Everything a job needs before it spends time: target, network, data, decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressors import Compressor, fold_norms, foldable, prepare
+from compressors.structure import analyse, example_input
+from evaluation.errors import DataError
+from evaluation.scoring import PolicyScorer, ScorerBuilder, save_images
+from evaluation.splits import Examples, Splits, carve, gather
+from latency_tables import Target, parse_target
+from search_spaces.network_space import NetworkSpace, build_space
+from service.errors import SourceError
+from service.job_spec import JobSpec
+from service.sources import DataBundle, Sources
+from service.weights import load_weights
+
+# Labels looked at to find the number of classes where the data does not say.
+_LABELS = 512
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network ready to be compressed.
+
+    Attributes:
+        factory: makes the original with other weights.
+        prepared: with the job's weights, norms in place.
+        folded: the same with norms folded.
+        network_space: its decisions on the target.
+    """
+
+    factory: Callable[[], nn.Module]
+    prepared: nn.Module
+    folded: nn.Module
+    network_space: NetworkSpace
+
+
+@dataclass(frozen=True)
+class JobSetup:
+    """See the module's docstring."""
+
+    spec: JobSpec
+    target: Target
+    network: LoadedNetwork
+    data: DataBundle
+    splits: Splits
+    calibration: Examples
+    search: Examples
+    compressor: Compressor
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self.calibration.inputs.shape[1:])
+
+    def scorer(self) -> PolicyScorer:
+        """A scorer in this process that shares the compressor."""
+        return PolicyScorer(self.compressor, self.network.network_space, self.search, self.data.evaluate)
+
+    def scorer_builder(self, directory: Path) -> ScorerBuilder:
+        """What workers build their scorers from; the images go to a file in ``directory``."""
+        images = directory / "images.safetensors"
+        save_images(images, self.calibration, self.search)
+        return ScorerBuilder(
+            self.network.prepared,
+            self.network.network_space,
+            images,
+            self.spec.space.criterion,
+            self.target.reduce_range,
+            self.data.evaluate,
+        )
+
+
+def load_network(
+    source: str,
+    sources: Sources,
+    weights: Path | None,
+    input_shape: tuple[int, int, int],
+    target: Target,
+    scope: str = "joint",
+    exclude: tuple[str, ...] = (),
+) -> LoadedNetwork:
+    """Network, weights and decisions.
+
+    Raises:
+        TrimtabError: source, weights, tracing or the space, each with what to do.
+    """
+    torch.manual_seed(0)  # a network without weights is the same one in every process
+    factory = sources.model_factory(source)
+    network = factory()
+    if weights is not None:
+        load_weights(network, weights)
+    prepared = prepare(network)
+    example = example_input(input_shape)
+    unfolded = analyse(prepared, example)
+    folded = prepare(prepared)
+    fold_norms(folded, foldable(prepared, unfolded))
+    space = build_space(folded, example, target, scope, exclude)
+    return LoadedNetwork(factory, prepared, folded, space)
+
+
+def load_job(
+    spec: JobSpec,
+    sources: Sources,
+    weights: Path | None,
+    stage: Callable[[str, str], None] = lambda _name, _message: None,
+) -> JobSetup:
+    """Loads all that the job names.
+
+    Args:
+        weights: safetensors file, or None.
+        stage: told what is being done.
+
+    Raises:
+        TrimtabError: whatever is wrong with the job's names, files and data.
+    """
+    target = parse_target(spec.target)
+    stage("load", "data")
+    data = sources.data(spec.data.source)
+    pool = data.train if data.validation is None else data.validation
+    splits = carve(_length(data.train, "train"), _optional_length(data), spec.search_images)
+    calibration = gather(pool, splits.calibration, f"the {splits.source} split")
+    search = gather(pool, splits.search, f"the {splits.source} split")
+    shape = tuple(calibration.inputs.shape[1:])
+    if len(shape) != 3:
+        raise DataError(f"inputs must be images [C, H, W]; the data gives {list(shape)}")
+    stage("load", "network")
+    network = load_network(
+        spec.model.source, sources, weights, shape, target, spec.space.scope, spec.space.exclude
+    )
+    _check_classes(network.network_space.structure.graph.output_shape, data, search)
+    _length(data.test, "test")
+    compressor = Compressor(
+        network.prepared,
+        calibration.inputs,
+        list(network.network_space.groups.values()),
+        spec.space.criterion,
+        target.reduce_range,
+    )
+    return JobSetup(spec, target, network, data, splits, calibration, search, compressor)
+
+
+def _length(dataset: Any, name: str) -> int:
+    try:
+        n = len(dataset)
+    except TypeError:
+        raise DataError(f"the {name} split has no length; give a map-style data set") from None
+    if n == 0:
+        raise DataError(f"the {name} split is empty")
+    return n
+
+
+def _optional_length(data: DataBundle) -> int | None:
+    return None if data.validation is None else _length(data.validation, "validation")
+
+
+def _check_classes(output_shape: tuple[int, ...], data: DataBundle, seen: Examples) -> None:
+    if data.evaluate is not None:
+        return  # the user's own metric knows what outputs mean
+    if len(output_shape) != 2:
+        raise DataError(
+            f"the network gives {list(output_shape[1:])} an example; class scores [classes] are needed, "
+            "or a data factory with its own \"evaluate\""
+        )
+    outputs = output_shape[1]
+    declared = getattr(data.train, "classes", None)
+    largest = int(seen.targets.max()) + 1
+    classes = len(declared) if declared is not None else largest
+    if largest > outputs or (declared is not None and classes != outputs) or int(seen.targets.min()) < 0:
+        raise DataError(
+            f"the data has {max(classes, largest)} classes and the network {outputs} outputs; use a network made "
+            "for this data, e.g. with num_classes set"
+        )
+
+
+def default_shape(source: str, sources: Sources, given: str | None) -> tuple[int, int, int]:
+    """Input shape for commands without data, from ``CxHxW`` or the network's own default.
+
+    Raises:
+        SourceError: neither is there, or the text is malformed.
+    """
+    if given is not None:
+        parts = given.lower().split("x")
+        if len(parts) != 3 or not all(p.isdigit() and int(p) > 0 for p in parts):
+            raise SourceError(f"--input {given!r} is not of the form CxHxW, e.g. 3x224x224")
+        return int(parts[0]), int(parts[1]), int(parts[2])
+    shape = sources.default_input(source)
+    if shape is None:
+        raise SourceError(f"{source!r} has no default input; give --input CxHxW, e.g. --input 3x32x32")
+    return shape

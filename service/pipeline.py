@@ -1,0 +1,236 @@
+"""A compression job from its spec to its report: the same path on a server and on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from agents.objective import Objective
+from agents.registry import make_agent
+from agents.uniform import best_uniform, uniform_policy
+from compressors import Compressed, save
+from compressors.exporter import export_onnx, save_onnx
+from compressors.loading import PLAN_FILE
+from latency_tables.errors import TrimtabError
+from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
+from search_spaces.decision import DecisionKind
+from service.context import JobContext, TrialRecord
+from service.finalists import Finalist, FinalistPicker, finetuned
+from service.job_setup import JobSetup, load_job
+from service.job_spec import JobSpec
+from service.price_setup import Prices, learn_prices
+from service.report_page import render
+from service.reporting import build_report, measure_files, write_json, write_trials
+from service.search_loop import SearchLoop, Trial
+
+
+class SearchFailed(TrimtabError):
+    """No policy could be evaluated."""
+
+    slug = "search-failed"
+    title = "The search found nothing"
+
+
+def limits_of(spec: JobSpec, prices: Prices) -> dict[str, float]:
+    """Absolute bounds of the job.
+
+    Raises:
+        BudgetError: the uncompressed network meets all of them already.
+    """
+    if not spec.budget:
+        return {}
+    limits = Budget.of(spec.budget).limits(prices.uncompressed)
+    if all(prices.uncompressed[quantity] <= limit for quantity, limit in limits.items()):
+        have = ", ".join(f"{q} {prices.uncompressed[q]:.6g} (bound {v:.6g})" for q, v in limits.items())
+        raise BudgetError(f"the uncompressed network already meets the budget in full: {have}; lower a bound")
+    return limits
+
+
+def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
+    """Runs one job and leaves its files in ``context.workdir``.
+
+    Returns:
+        The report, as written to ``report.json``.
+
+    Raises:
+        TrimtabError: the job's reason; ``Cancelled`` and ``LeaseLost`` end it from outside.
+    """
+    begun = time.monotonic()
+    deadline = None if spec.max_seconds is None else begun + spec.max_seconds
+    setup = load_job(spec, context.sources, context.weights_path, lambda name, text: context.stage(name, text))
+    space = setup.network.network_space.space
+    pinned = context.pin("space", {"digest": space.digest})
+    if pinned["digest"] != space.digest:
+        raise SearchFailed(
+            "the search space differs from the one this job began with: the network, the target or Trimtab "
+            "changed in between. Submit the job anew"
+        )
+    hidden = context.workdir / ".work"
+    hidden.mkdir(parents=True, exist_ok=True)
+    prices = learn_prices(
+        setup.compressor,
+        setup.network.network_space,
+        setup.target,
+        context.data_dir,
+        hidden,
+        context.stage,
+        context.check,
+        spec.space.exclude,
+        context.pin,
+    )
+    limits = limits_of(spec, prices)
+    pricer = prices.pricer.with_limits(limits)
+    pricer.require_reachable()
+    trials, records = _search(spec, setup, pricer, context, hidden, deadline)
+    if not any(isinstance(t.outcome, Evaluation) for t in trials):
+        reasons = sorted({t.outcome.reason for t in trials if not isinstance(t.outcome, Evaluation)})
+        raise SearchFailed(f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}")
+    picker = FinalistPicker(
+        setup, pricer, prices.uncompressed, prices.baseline, hidden, context.check, context.stage
+    )
+    finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
+    policy, compressed, evaluation, notes = _finish(spec, setup, finalists, picker, context, hidden)
+    report = _report(
+        spec, setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
+        {
+            "search_score": {"winner": evaluation.score, "interval": list(evaluation.interval)},
+            "corrections": picker.corrections,
+            "notes": [*prices.notes, *notes],
+        },
+        begun,
+    )  # fmt: skip
+    _leave(setup, policy, compressed, report, records, context.workdir)
+    shutil.rmtree(hidden, ignore_errors=True)
+    context.stage("done", "met the budget" if report["met_budget"] else "missed the budget", 1, 1)
+    return report
+
+
+def _search(
+    spec: JobSpec, setup: JobSetup, pricer: Pricer, context: JobContext, hidden: Path, deadline: float | None
+) -> tuple[list[Trial], list[TrialRecord]]:
+    space = setup.network.network_space.space
+    objective = Objective.of(spec.objective, pricer, spec.max_drop)
+    agent = make_agent(spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed, objective)
+    records: list[TrialRecord] = []
+
+    def record(trial: TrialRecord) -> None:
+        context.record(trial)
+        records.append(trial)
+
+    loop = SearchLoop(agent, pricer, record, context.check, context.stage)
+    earlier = context.recorded()
+    if earlier:
+        context.stage("search", f"replaying {len(earlier)} recorded trials", len(earlier), spec.agent.evaluations)
+        loop.replay(earlier)
+        records.extend(earlier)
+    if len(earlier) < spec.agent.evaluations:
+        context.stage("search", "starting evaluators", len(earlier), spec.agent.evaluations)
+        pool = context.pool(setup.scorer_builder(hidden))
+        try:
+            loop.run(pool, spec.agent.evaluations, deadline)
+        finally:
+            pool.close()
+    return loop.trials, records
+
+
+def _finish(
+    spec: JobSpec,
+    setup: JobSetup,
+    finalists: list[Finalist],
+    picker: FinalistPicker,
+    context: JobContext,
+    hidden: Path,
+) -> tuple[Policy, Compressed, Evaluation, list[str]]:
+    """The winner: by search score after fine-tuning, never by the test split."""
+    notes = []
+    if not finalists[0].met:
+        notes.append("no policy met the budget when measured; the nearest is returned with its violation")
+    if not spec.finetune.epochs:
+        best = finalists[0]
+        return best.policy, best.compressed, best.evaluation, notes
+    builder = setup.scorer_builder(hidden)
+    tuned, more = finetuned(setup, finalists, context.tuner(), builder, hidden, context.stage)
+    finalist, compressed, evaluation = max(tuned, key=lambda item: item[2].score)
+    before = ", ".join(
+        f"{f.policy.digest}: {f.evaluation.score:.4f} -> {e.score:.4f}" for f, _, e in tuned
+    )
+    return finalist.policy, compressed, evaluation, [*notes, *more, f"search score by fine-tuning: {before}"]
+
+
+def _report(
+    spec: JobSpec,
+    setup: JobSetup,
+    prices: Prices,
+    limits: dict[str, float],
+    trials: list[Trial],
+    policy: Policy,
+    compressed: Compressed,
+    context: JobContext,
+    hidden: Path,
+    pricer: Pricer,
+    extra: dict[str, Any],
+    begun: float,
+) -> dict[str, Any]:
+    context.stage("report", "exporting the winner and the references", 0, 0)
+    batch = setup.target.batch
+    artifact = context.workdir / setup.target.artifact_name
+    save_onnx(export_onnx(compressed.network, compressed.plan, batch), artifact)
+    files = {"baseline": prices.baseline, "compressed": artifact}
+    macs = {
+        "baseline": round(prices.uncompressed["macs"]),
+        "compressed": round(pricer.costs(policy)["macs"]),
+    }
+    predicted: dict[str, float | None] = {
+        "baseline": None,
+        # As the search saw it, before any correction.
+        "compressed": prices.pricer.costs(policy)["latency_ms"],
+    }
+    references, why = _references(setup, pricer)
+    for name, reference in references.items():
+        made = setup.compressor.compress(setup.network.network_space.choices(reference))
+        files[name] = hidden / f"{name}.onnx"
+        save_onnx(export_onnx(made.network, made.plan, batch), files[name])
+        costs = prices.pricer.costs(reference)
+        macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"]
+    measured, timed = measure_files(setup, files, macs, predicted, context.stage, context.check)
+    extra["notes"] += why
+    extra["wall_seconds"] = time.monotonic() - begun
+    return build_report(setup, prices, limits, trials, policy, compressed, measured, timed, extra)
+
+
+def _references(setup: JobSetup, pricer: Pricer) -> tuple[dict[str, Policy], list[str]]:
+    """Policies any engineer would try first: all int8, and one keep ratio + int8 at the same budget."""
+    space = setup.network.network_space.space
+    if not space.of_kind(DecisionKind.PRECISION):
+        return {}, ["scope prune has no precision decisions, so the int8 references were not made"]
+    found = {"uniform_int8": uniform_policy(space, 1.0, 8)}
+    if not space.of_kind(DecisionKind.CHANNELS):
+        return found, ["scope quantize prunes nothing, so uniform prune + int8 was not made"]
+    uniform = best_uniform(space, pricer, 8)
+    found["uniform_prune_int8"] = uniform.policy
+    notes = []
+    if uniform.enforced:
+        notes.append("no single keep ratio with int8 meets the budget; that reference was lowered further")
+    return found, notes
+
+
+def _leave(
+    setup: JobSetup,
+    policy: Policy,
+    compressed: Compressed,
+    report: dict[str, Any],
+    records: list[TrialRecord],
+    workdir: Path,
+) -> None:
+    """Writes the job's files; the report last, so that its presence means all are there."""
+    space = setup.network.network_space.space
+    save(compressed.network, compressed.plan, workdir)
+    assert (workdir / PLAN_FILE).exists()
+    write_json(workdir / "policy.json", policy.to_json(space.ids) | {"decisions": space.to_json()["decisions"]})
+    documents = [dataclasses.asdict(record) for record in records]
+    write_trials(workdir / "trials.parquet", space.ids, documents)
+    (workdir / "report.html").write_text(render(report, documents))
+    write_json(workdir / "report.json", report)
