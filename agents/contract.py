@@ -27,7 +27,7 @@ from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
-EVALUATIONS = 12
+EVALUATIONS = 8
 
 
 def _space(layers: int, blocks: bool, precisions: tuple[int, ...]) -> SearchSpace:

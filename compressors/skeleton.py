@@ -74,22 +74,39 @@ class Skeleton:
             raise ExportError(f"layers without a node in the exported graph: {', '.join(sorted(missing)[:5])}")
 
     def _owners(self, graph: onnx.GraphProto) -> dict[str, str]:
-        """Node name to the last layer that it depends on (its own, for a layer's node)."""
-        index = {path: layer.index for path, layer in self._layers.items()}
-        names = [""] + sorted(index, key=index.__getitem__)
-        rank = {path: k for k, path in enumerate(names)}
+        """Node name to the layer that pays for it, one that runs whenever the node does.
+
+        A layer's own nodes are its own. What lies between layers goes to the last layer it depends on within
+        the module that computes it, else to the next one there; outside of droppable blocks, never to a layer
+        inside one.
+        """
+        layers = self._compressor.structure.layers
+        rank = {layer.path: k for k, layer in enumerate(layers)}
+        blocks = tuple(b.path for b in self._compressor.structure.blocks)
         made: dict[str, int] = {}
         owner: dict[str, str] = {}
         for node in graph.node:
             path = scope_path(node.name)
-            if (node.op_type in _COMPUTE or node.op_type == "DequantizeLinear") and path in rank:
-                own = rank[path] if node.op_type in _COMPUTE or node.input[0] in self._initial else 0
+            above = max((made.get(name, -1) for name in node.input), default=-1)
+            if path in rank:
+                own = paid = rank[path]
             else:
-                own = 0
-            own = max([own, *(made.get(name, 0) for name in node.input)])
+                own = above
+                near = [
+                    k
+                    for k, layer in enumerate(layers)
+                    if (not path or _inside(layer.path, (path,)))
+                    and (_inside(path, blocks) or not _inside(layer.path, blocks))
+                ]
+                before = [k for k in near if k <= above]
+                # At the root everything above is "within the module"; only the very last layer counts there.
+                if before and (path or before[-1] == above):
+                    paid = before[-1]
+                else:
+                    paid = next((k for k in near if k > above), near[-1] if near else max(above, 0))
             for name in node.output:
-                made[name] = own
-            owner[node.name] = names[own]
+                made[name] = max(own, above)
+            owner[node.name] = layers[paid].path
         return owner
 
     def model(self, choices: Choices) -> onnx.ModelProto:
@@ -203,7 +220,7 @@ class Skeleton:
         rename: dict[str, str] = {}
         kept = {o.name for o in self._model.graph.output}
         for k, node in enumerate(nodes):
-            prefix = f"/{self._owner[node.name] or 'input'}/{node.op_type}_{k}"
+            prefix = f"/{self._owner[node.name]}/{node.op_type}_{k}"
             node.name = prefix
             for j, name in enumerate(node.output):
                 if name and name not in kept:

@@ -60,7 +60,7 @@ class AmcSettings:
         """Settings that learn within ``evaluations``, be they as few as 60."""
         return cls(
             Schedule.over(evaluations),
-            ddpg=DdpgSettings(actor_rate=1e-3, discount=0.0),
+            ddpg=DdpgSettings(hidden=128, actor_rate=1e-3, discount=0.0),
             capacity=max(100, evaluations),
             updates=32,
             learn_in_warm_up=True,
@@ -97,6 +97,8 @@ class AmcAgent:
     - 32 gradient steps an episode instead of one a transition, the warm-up's ones taken when it
       ends, and an actor rate of 1e-3: 60 episodes bring about 1,900 steps. Published, with 20
       layers, they are 14,000 in 800 episodes.
+    - Networks of 128-128: on the toy network of the tests no worse than 300-300 (8 seeds) in half
+      the time, which the evaluators on the same machine lack.
     - Rewards are divided by their standard deviation: how far scores differ depends on network and
       budget.
     - A policy proposed before is rolled out again, up to 8 times with growing noise, as a repeat

@@ -63,7 +63,7 @@ def _model(space: SearchSpace, rng: np.random.Generator) -> CostModel:
     return CostModel(0.1, tuple(factors))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(pricer=pricers(), seed=st.integers(0, 1000))
 def test_never_leaves_the_space_or_the_budget(pricer: Pricer, seed: int) -> None:
     space = pricer.space

@@ -9,7 +9,7 @@ import pytest
 import torch
 from agent_toys import ToyResNet, small
 
-from agents import AgentError, AmcAgent, AmcSettings, RandomAgent
+from agents import AgentError, AmcAgent, AmcSettings, Objective, RandomAgent
 from agents.contract import contract_evaluation, contract_pricers
 from agents.protocol import Agent
 from search_spaces import Evaluation, Failure, Pricer
@@ -36,7 +36,7 @@ def search(agent: Agent, toy: ToyResNet, pricer: Pricer, evaluations: int) -> li
 
 
 def test_replay_holds_the_executed_actions() -> None:
-    pricer = contract_pricers()["joint"]
+    pricer = contract_pricers()["free"]
     space = pricer.space
     agent = make(pricer)
     (p,) = agent.ask()
@@ -44,7 +44,7 @@ def test_replay_holds_the_executed_actions() -> None:
     agent.tell(p.id, executed, contract_evaluation(executed, pricer))
     (episode,) = agent.replay.episodes
     # b0: 8 is the second of 4 widths, 8 bits the first of 2; b1 dropped, what lies inside skipped;
-    # b2 and b3 # as uncompressed.
+    # b2 and b3 as uncompressed.
     expected = [3 / 8, 1 / 4, 1 / 4, 3 / 4, 7 / 8, 3 / 4, 3 / 4, 7 / 8, 3 / 4]
     assert episode.actions.flatten().tolist() == pytest.approx(expected)
     previous = episode.states[:, 10].tolist()
@@ -122,6 +122,19 @@ def test_over_the_budget_is_worth_less() -> None:
     over = Evaluation((-1.0,), (-1, -1), violations={"latency_ms": 0.1, "size_bytes": 0.05})
     agent.tell(p.id, p.policy, over)
     assert agent.replay.rewards == pytest.approx([np.exp(-1) - 0.15])
+
+
+def test_the_objective_latency_is_what_it_is_told_to_learn() -> None:
+    pricer = contract_pricers()["free"]
+    objective = Objective.of("latency", pricer, max_drop=0.02)
+    agent = AmcAgent(
+        pricer.space, pricer, 8, 0, objective=objective, settings=small(AmcSettings.over(8))
+    )
+    for _ in range(6):
+        (p,) = agent.ask()
+        evaluation = contract_evaluation(p.policy, pricer)
+        agent.tell(p.id, p.policy, evaluation)
+        assert agent.replay.rewards[-1] == objective.reward(evaluation) < 0
 
 
 def test_the_noise_counts_what_was_asked() -> None:

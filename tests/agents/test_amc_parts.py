@@ -168,7 +168,7 @@ def test_the_critic_learns_which_actions_pay_and_the_actor_follows() -> None:
 
 
 def test_discounted_targets_bootstrap_until_the_last_step() -> None:
-    # With reward 1 at both steps, baseline pinned at 0, values are 2 before the first and 1 before
+    # Reward 1 at both steps, baseline pinned at 0: values are 2 before the first and 1 before
     # the last.
     ddpg = Ddpg(1, 0, DdpgSettings(hidden=32, tau=0.1, discount=1.0, baseline_rate=0.0))
     ddpg.baseline.value = 0.0
@@ -176,7 +176,7 @@ def test_discounted_targets_bootstrap_until_the_last_step() -> None:
     following = torch.ones(64, 1)
     last = torch.tensor([[0.0], [1.0]]).repeat(32, 1)
     rng = torch.Generator().manual_seed(0)
-    for _ in range(600):
+    for _ in range(400):
         actions = torch.rand(64, 1, generator=rng)
         ddpg.update(Batch(states, actions, torch.ones(64, 1), following, last))
     values = ddpg.critic(torch.tensor([[0.0, 0.5], [1.0, 0.5]])).flatten().tolist()

@@ -1,17 +1,18 @@
-"""A small pipeline in place of the real one: a search over eight policies whose score is known.
+"""A small pipeline in place of the real one: a search whose scores are known.
 
-The job's name says what goes wrong: ``fail``, ``break``, ``die at N`` (once), ``die always``,
-``slow``, ``deaf`` (does not notice that it was cancelled).
+The job's name says what goes wrong: ``fail``, ``break``, ``die at N`` (once, by kill -9), ``die
+always``, ``slow``, ``deaf`` (does not notice that it is cancelled or was replaced). With ``local``
+in front it scores in its own process instead of Ray's.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from evaluation.errors import DataError
+from evaluation.local_pool import LocalPool
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from service.context import JobContext, TrialRecord
@@ -40,16 +41,18 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         raise KeyError("secret detail")
     if spec.name == "die always":
         os._exit(9)
+    name = spec.name.removeprefix("local").strip()
     pinned = context.pin("table", {"pid": os.getpid()})
     context.stage("search", "scoring", 0, spec.agent.evaluations)
-    seconds = 0.5 if spec.name in ("slow", "deaf") else 0.01
+    seconds = 0.3 if name in ("slow", "deaf") else 0.01
     done = context.recorded()
-    pool = context.pool(lambda: Scorer(seconds))
+    local = spec.name.startswith("local")
+    pool = (LocalPool if local else context.pool)(lambda: Scorer(seconds))
     try:
         for number in range(len(done), spec.agent.evaluations):
-            if spec.name != "deaf":
+            if name != "deaf":
                 context.check()
-            if spec.name == f"die at {number}" and not (context.workdir / ".died").exists():
+            if name == f"die at {number}" and not (context.workdir / ".died").exists():
                 (context.workdir / ".died").touch()
                 os.kill(os.getpid(), 9)
             ticket = pool.submit(Policy("space", (number,)))
@@ -68,28 +71,11 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
                 )
             )
             context.stage("search", "scoring", number + 1, spec.agent.evaluations)
-            while spec.name == "deaf":
+            while name == "deaf":
                 time.sleep(1)
     finally:
         pool.close()
-    if spec.finetune.epochs:
-        root = context.workdir / "finetune"
-        tuned = context.tuner().run(
-            _train(spec.finetune.epochs), [0, 1], spec.finetune.epochs, root
-        )
-        scores = {str(item.finalist): item.score for item in tuned}
-    else:
-        scores = {}
     (context.workdir / "sub").mkdir(exist_ok=True)
     (context.workdir / "sub" / "model.bin").write_bytes(bytes(range(256)))
     (context.workdir / "report.html").write_text("<p>done</p>")
-    return {"pinned": pinned, "resumed": len(done), "pid": os.getpid(), "tuned": scores}
-
-
-def _train(epochs: int) -> Any:
-    def train_one(finalist: int, directory: Path, report: Any) -> None:
-        for epoch in range(1, epochs + 1):
-            (directory / "state.safetensors").write_bytes(b"x")
-            report(epoch, 0.5 + finalist / 10)
-
-    return train_one
+    return {"pinned": pinned, "resumed": len(done), "pid": os.getpid()}

@@ -17,11 +17,8 @@ import psutil
 import pytest
 from conftest import SPEC
 
-from evaluation.errors import TuningError
-from evaluation.pool import EvaluatorPool, ScorerFactory
-from evaluation.pool_contract import WorkerPoolContract
 from service.client import Client
-from service.embedded_ray import EmbeddedRay, free_ports
+from service.embedded_ray import free_ports
 
 HERE = Path(__file__).parent
 SERVE = """
@@ -43,8 +40,9 @@ class Server:
             "data_dir": str(data_dir),
             "port": port,
             "ray_dashboard_port": dashboard,
-            "ray_num_cpus": 2,
-            "evaluators": 2,
+            "ray_num_cpus": 4,
+            "evaluators": 1,
+            "max_running_jobs": 4,
             "lease_seconds": 6,
             "code_paths": [str(HERE)],
             "pipeline": "stand_in:run_job",
@@ -88,24 +86,12 @@ class Server:
         headers = {"Authorization": f"Bearer {token}"}
         return httpx.get(f"{self.head['url']}{path}", headers=headers, trust_env=False)
 
-    def driver(self, job: str, attempt: int = 1) -> psutil.Process:
-        """The process of a job's driver (not the shell around it)."""
-        arguments = ["--job", job, "--attempt", str(attempt)]
-        for process in psutil.Process(self.head["pid"]).children(recursive=True):
-            try:
-                command = process.cmdline()
-            except psutil.Error:
-                continue
-            if command[4:8] == arguments and command[1:4] == ["-P", "-m", "service.driver"]:
-                return process
-        raise AssertionError(f"job {job} has no driver")
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(tmp_path_factory.mktemp("on_ray"))
-    head = running.head
     yield running
+    head = running.head
     family = psutil.Process(head["pid"]).children(recursive=True)
     running.process.terminate()
     running.process.wait(40)
@@ -167,7 +153,7 @@ def test_killing_the_server_leaves_the_job_running_and_cancelling_ends_it(server
     server.until(lambda: server.trials(job) >= 1)
     actors = server.dashboard("/api/v0/actors?detail=1").json()["data"]["result"]["result"]
     names = {actor["name"] for actor in actors if actor["state"] == "ALIVE"}
-    assert {"slow-evaluator-0", "slow-evaluator-1"} <= names
+    assert "slow-evaluator-0" in names
     head = server.head
     server.process.send_signal(signal.SIGKILL)
     server.process.wait(10)
@@ -183,24 +169,6 @@ def test_killing_the_server_leaves_the_job_running_and_cancelling_ends_it(server
     assert ended["state"] == "cancelled" and ended["report"] is None
 
 
-def test_a_driver_that_lost_its_lease_stops_itself(server: Server) -> None:
-    job = server.submit("slow", evaluations=1000)
-    server.until(lambda: server.trials(job) >= 1)
-    old = server.driver(job)
-    # As if the machine had slept: the lease runs out without anybody noticing.
-    old.suspend()
-    try:
-        server.until(lambda: server.client.get(job)["attempt"] == 2)
-    finally:
-        if old.is_running() and old.status() == psutil.STATUS_STOPPED:
-            old.resume()
-    old.wait(30)
-    server.client.cancel(job)
-    assert server.wait(job)["state"] == "cancelled"
-    numbers = [trial["number"] for trial in server.client.trials(job)]
-    assert numbers == list(range(len(numbers)))
-
-
 def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
     settings = server.settings | {"port": 0}
     second = subprocess.run(
@@ -210,73 +178,36 @@ def test_a_second_server_on_the_same_data_is_refused(server: Server) -> None:
     assert server.client.ready()
 
 
-@pytest.fixture(scope="module")
-def ray_here(server: Server) -> Iterator[None]:
-    """Joins this process to the server's Ray, as a driver does."""
-    import ray
-    from ray._raylet import Config
-
-    given = {
+def test_the_pool_and_the_tuner_on_this_ray(server: Server) -> None:
+    environ = os.environ | {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(server.data_dir / "ray" / "token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_ADDRESS": server.head["address"],
     }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
-    # Ray reads its environment once; another test may have imported it before.
-    Config.initialize("")
-    ray.init(address=server.head["address"], log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", str(HERE / "ray_cases.py"), "--durations=5"],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=_SECONDS,
+    )
+    assert ran.returncode == 0, ran.stdout.decode()
 
 
-@pytest.mark.usefixtures("ray_here")
-class TestRayPool(WorkerPoolContract):
-    def make(self, factory: ScorerFactory) -> EvaluatorPool:
-        from evaluation.ray_pool import RayPool
-
-        return RayPool(factory, 2, "pool / test")
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_tune_trains_finalists_and_asha_stops_the_hopeless(tmp_path: Path) -> None:
-    from evaluation.ray_tuning import RayTuner
-
-    def train_one(finalist: int, directory: Path, report: Callable[[int, float], None]) -> None:
-        if finalist == 9:
-            raise TuningError("diverged")
-        for epoch in range(1, 5):
-            (directory / "state.safetensors").write_text(str(epoch))
-            time.sleep(0.3 * finalist)
-            report(epoch, 0.9 - 0.1 * finalist)
-
-    tuned = RayTuner("job").run(train_one, [0, 1, 9], 4, tmp_path)
-    assert [item.finalist for item in tuned] == [0, 1]
-    best, hopeless = tuned
-    assert best.epochs == 4 and best.score == pytest.approx(0.9)
-    assert hopeless.epochs < 4 and hopeless.details["stopped_early"]
-    assert (best.directory / "state.safetensors").read_text() == "4"
-
-
-def test_a_dead_head_is_replaced_and_stopping_leaves_nothing(tmp_path: Path) -> None:
-    ray = EmbeddedRay(tmp_path, free_ports(1, first=18600)[0], 1)
-    first = ray.ensure()
-    try:
-        family = psutil.Process(first.pid).children(recursive=True)
-        os.kill(first.pid, signal.SIGKILL)
-        again = EmbeddedRay(tmp_path, 18600, 1)
-        second = again.ensure()
-        assert second.pid != first.pid and second.alive
-        assert EmbeddedRay(tmp_path, 18600, 1).ensure() == second
-        _, left = psutil.wait_procs(family, 20)
-        assert left == []
-        family = psutil.Process(second.pid).children(recursive=True)
-    finally:
-        EmbeddedRay(tmp_path, 18600, 1).stop()
-    _, left = psutil.wait_procs(family, 10)
+def test_a_job_survives_the_death_of_ray(server: Server) -> None:
+    job = server.submit("slow", evaluations=1000)
+    server.until(lambda: server.trials(job) >= 1)
+    old = server.head
+    family = psutil.Process(old["pid"]).children(recursive=True)
+    os.kill(old["pid"], signal.SIGKILL)
+    server.until(lambda: server.client.get(job)["attempt"] == 2)
+    seen = server.trials(job)
+    server.until(lambda: server.trials(job) > seen)
+    assert server.head["pid"] != old["pid"]
+    server.client.cancel(job)
+    assert server.wait(job)["state"] == "cancelled"
+    _, left = psutil.wait_procs(family, 20)
     assert left == []
+    numbers = [trial["number"] for trial in server.client.trials(job)]
+    assert numbers == list(range(len(numbers)))

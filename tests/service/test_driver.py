@@ -1,0 +1,128 @@
+"""The driver's process, without Ray."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SPEC
+
+from service.contract import trial
+from service.errors import LeaseLost
+from service.heartbeat import EXIT_LEASE_LOST
+from service.job_spec import JobSpec
+from service.migrations import migrate
+from service.settings import Settings
+from service.store import Store
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.load(
+        {},
+        data_dir=tmp_path,
+        code_paths=[HERE],
+        pipeline="stand_in:run_job",
+        lease_seconds=1.5,
+    )
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    store = Store.open(settings.database_url)
+    migrate(store.database.engine)
+    yield store
+    store.close()
+
+
+def create(store: Store, name: str, evaluations: int = 3) -> str:
+    spec = JobSpec.model_validate(SPEC | {"name": name, "agent": {"evaluations": evaluations}})
+    return store.create(spec.model_dump(mode="json")).job.id
+
+
+def drive(settings: Settings, job: str, attempt: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "service.driver", "--job", job]
+    command += ["--attempt", str(attempt), "--config", str(settings.write_driver_file())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_driver_takes_its_job_to_the_end_once(settings: Settings, store: Store) -> None:
+    job = create(store, "local")
+    attempt = store.start_attempt(job, 60)
+    first = drive(settings, job, attempt)
+    output = first.communicate(timeout=60)[0].decode()
+    assert first.returncode == 0, output
+    row = store.get(job)
+    assert row.state == "succeeded" and row.report is not None and row.report["resumed"] == 0
+    assert [item.name for item in store.artifacts(job)] == ["report.html", "sub/model.bin"]
+    assert "scoring" in output
+    # Whatever starts it again (Ray, a person): nothing is done twice.
+    again = drive(settings, job, attempt)
+    assert again.wait(60) == EXIT_LEASE_LOST
+    assert store.get(job).trials == 3
+
+
+def test_a_driver_that_slept_through_its_lease_stops_itself(
+    settings: Settings, store: Store
+) -> None:
+    job = create(store, "local slow", 1000)
+    driver = drive(settings, job, store.start_attempt(job, 60))
+    until(lambda: store.get(job).trials >= 1)
+    driver.send_signal(signal.SIGSTOP)
+    until(lambda: [row.id for row in store.expired()] == [job])
+    store.bury(job, 1)
+    other = store.claim(job, store.start_attempt(job, 60), "other", 60)
+    before = store.get(job).trials
+    driver.send_signal(signal.SIGCONT)
+    assert driver.wait(30) == EXIT_LEASE_LOST
+    assert store.get(job).trials == before
+    assert store.get(job).state == "running"
+    store.record_trial(other, trial(before))
+
+
+def test_a_driver_stuck_in_a_step_is_ended_hard(settings: Settings, store: Store) -> None:
+    job = create(store, "local deaf")
+    driver = drive(settings, job, store.start_attempt(job, 60))
+    until(lambda: store.get(job).trials >= 1)
+    store.expire(job, 1)
+    until(lambda: store.bury(job, 1) is not None or bool(store.expire(job, 1)))
+    assert driver.wait(30) == EXIT_LEASE_LOST
+
+
+def test_a_cancelled_driver_unwinds(settings: Settings, store: Store) -> None:
+    job = create(store, "local slow", 1000)
+    driver = drive(settings, job, store.start_attempt(job, 60))
+    until(lambda: store.get(job).trials >= 1)
+    store.cancel(job)
+    assert driver.wait(30) == 1
+    row = store.get(job)
+    assert row.state == "cancelled" and row.reason is None and store.artifacts(job) == []
+
+
+def test_an_unexpected_error_is_a_reason_without_its_details(
+    settings: Settings, store: Store
+) -> None:
+    job = create(store, "break")
+    driver = drive(settings, job, store.start_attempt(job, 60))
+    log = driver.communicate(timeout=60)[0].decode()
+    row = store.get(job)
+    assert driver.returncode == 1 and row.state == "failed" and row.reason is not None
+    assert row.reason["status"] == 500 and "secret detail" not in json.dumps(row.reason)
+    assert "secret detail" in log and row.reason["instance"].rsplit(":", 1)[-1] in log
+    with pytest.raises(LeaseLost):
+        store.claim(job, 1, "late", 60)
