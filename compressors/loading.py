@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from compressors.errors import PlanError
+from compressors.errors import PlanError, PruningError
 from compressors.plan import Plan
 from compressors.preparation import fold_norms, prepare
 from compressors.pruner import drop_blocks, slice_channels
@@ -24,6 +24,12 @@ WEIGHTS_FILE = "model.safetensors"
 def rebuild(network: nn.Module, plan: Plan) -> nn.Module:
     """The compressed network's modules with the original's weights sliced: float, before any refit."""
     network = prepare(network)
+    modules = {path for path, _ in network.named_modules()}
+    missing = sorted({path for pair in plan.folded for path in pair} - modules)
+    if missing:
+        raise PruningError(
+            f"the network has no module {missing[0]!r}; it is not the one the plan was made for"
+        )
     fold_norms(network, list(plan.folded))
     drop_blocks(network, plan.dropped)
     slice_channels(network, plan.channels)

@@ -35,13 +35,14 @@ class Evaluator:
         self._scorer: Scorer | None = None
 
     def prepare(self) -> None:
-        """Builds the scorer. One thread each: the pool has as many evaluators as there are
-        cores.
-        """
-        import torch
+        """Builds the scorer, on one thread: the pool has as many evaluators as there are cores.
 
-        torch.set_num_threads(1)
+        Ray sets OMP_NUM_THREADS to the actor's one core, which torch heeds when it is imported;
+        here it is said once more for a scorer that changed it.
+        """
         self._scorer = load_by_value(self._factory, self._code_paths)()
+        if torch := sys.modules.get("torch"):
+            torch.set_num_threads(1)
 
     def score(self, policy: Policy) -> Evaluation | Failure:
         if self._scorer is None:

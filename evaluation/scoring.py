@@ -29,6 +29,10 @@ Metric = Callable[[Tensor, Tensor], Any]
 
 def outputs_of(network: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor:
     """Outputs float32 [n, classes]."""
+    if inputs.dim() == 4:
+        # oneDNN runs depthwise and 1x1 convolutions up to twice as fast on channels-last images.
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         return torch.cat([network(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])
 

@@ -25,7 +25,7 @@ from service.errors import RuntimeUnavailable
 from service.progress import StageProgress, duration
 from service.summary import percent, side_by_side
 
-BUDGET = {"latency": 0.6}
+BUDGET = {"latency": 0.4}
 EVALUATIONS = 40
 _START_SECONDS = 120.0
 _STOP_SECONDS = 60.0

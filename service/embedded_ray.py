@@ -7,6 +7,7 @@ loopback and asks for a token.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ from service.ray_runtime import RayAccess
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 15.0
+_HEALTHY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -41,6 +43,8 @@ class RayHead:
         url: of the dashboard.
         address: of the cluster, for ``ray.init`` and workers.
         temp_dir: Ray's sockets and logs.
+        family: ``(pid, born)`` of its processes, drivers and workers too, as last seen: what is to
+            be ended when the head itself has died.
     """
 
     pid: int
@@ -48,10 +52,23 @@ class RayHead:
     url: str
     address: str
     temp_dir: str
+    family: tuple[tuple[int, float], ...] = ()
 
     @property
     def alive(self) -> bool:
-        return _process(self) is not None
+        return _process(self.pid, self.born) is not None
+
+    def processes(self) -> list[psutil.Process]:
+        """Those of the recorded processes that live, with their children; the head comes first."""
+        found: dict[int, psutil.Process] = {}
+        for pid, born in ((self.pid, self.born), *self.family):
+            process = _process(pid, born)
+            if process is None:
+                continue
+            found[pid] = process
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found |= {child.pid: child for child in process.children(recursive=True)}
+        return list(found.values())
 
 
 class EmbeddedRay:
@@ -92,15 +109,12 @@ class EmbeddedRay:
         if head is not None and head.alive:
             # Asked before every look at a job; once in a while is enough for the dashboard itself.
             if time.monotonic() < self._healthy_until or self._answers(head.url):
-                self._keep(head)
-                return head
+                return self._keep(head)
             _log.warning("Ray at %s does not answer; starting it anew", head.url)
         if head is not None:
             self._head = head
             self.stop()
-        head = self._start()
-        self._keep(head)
-        return head
+        return self._keep(self._start())
 
     def stop(self) -> None:
         """Ends the recorded head and its processes, and nothing else."""
@@ -109,32 +123,42 @@ class EmbeddedRay:
         self._record.unlink(missing_ok=True)
         if head is None:
             return
-        process = _process(head)
-        if process is not None:
-            family = [process]
-            try:
-                family += process.children(recursive=True)
-                process.terminate()
-            except psutil.NoSuchProcess:
-                pass
-            _, left = psutil.wait_procs(family, _STOP_SECONDS)
-            for survivor in left:
-                try:
-                    survivor.kill()
-                except psutil.NoSuchProcess:
-                    continue
-            psutil.wait_procs(left, _STOP_SECONDS)
+        family = head.processes()
+        if head.alive:
+            # It ends its own processes in their order.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(head.pid).terminate()
+            _, family = psutil.wait_procs(family, _STOP_SECONDS)
+        for survivor in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                survivor.kill()
+        psutil.wait_procs(family, _STOP_SECONDS)
         shutil.rmtree(head.temp_dir, ignore_errors=True)
 
-    def _keep(self, head: RayHead) -> None:
+    def _keep(self, head: RayHead) -> RayHead:
+        """Remembers a head that answers, and now and then its processes."""
         if time.monotonic() >= self._healthy_until:
-            self._healthy_until = time.monotonic() + 5.0
+            self._healthy_until = time.monotonic() + _HEALTHY_SECONDS
+            family = []
+            for process in head.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    family.append((process.pid, process.create_time()))
+            head = replace(head, family=tuple(sorted(family)))
+            self._write(head)
         self._head = head
+        return head
+
+    def _write(self, head: RayHead) -> None:
+        fresh = self._record.with_suffix(".part")
+        fresh.write_text(json.dumps(asdict(head)))
+        fresh.replace(self._record)
 
     def _recorded(self) -> RayHead | None:
         try:
-            return RayHead(**json.loads(self._record.read_text()))
-        except (OSError, ValueError, TypeError):
+            found = json.loads(self._record.read_text())
+            found["family"] = tuple((int(pid), float(born)) for pid, born in found["family"])
+            return RayHead(**found)
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def _start(self) -> RayHead:
@@ -176,7 +200,7 @@ class EmbeddedRay:
             temp_dir,
         )
         # Recorded before it is up, so that a server killed meanwhile does not leave it behind.
-        self._record.write_text(json.dumps(asdict(head)))
+        self._write(head)
         self._head = head
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline:
@@ -209,17 +233,19 @@ def _environment(token: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # A driver whose head has died ends after so many seconds instead of a minute.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
         # Where this is off Ray keeps to 127.0.0.1; otherwise it replaces a loopback address that it
         # is # given by the machine's own and listens on all interfaces.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
 
 
-def _process(head: RayHead) -> psutil.Process | None:
+def _process(pid: int, born: float) -> psutil.Process | None:
     """The recorded process, unless it has ended (its number may belong to another one by now)."""
     try:
-        process = psutil.Process(head.pid)
-        same = abs(process.create_time() - head.born) < 1.0
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - born) < 1.0
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None

@@ -8,12 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from agents.objective import Objective
 from agents.registry import make_agent
 from agents.uniform import best_uniform, uniform_policy
 from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
 from compressors.loading import PLAN_FILE
+from evaluation.scoring import outputs_of
 from latency_tables.errors import TrimtabError
 from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
 from search_spaces.decision import DecisionKind
@@ -25,6 +28,10 @@ from service.price_setup import Prices, learn_prices
 from service.report_page import render
 from service.reporting import build_report, measure_files, write_json, write_trials
 from service.search_loop import SearchLoop, Trial
+
+
+# Fake quantization must agree with the exported file on this share of the search images.
+AGREEMENT = 0.995
 
 
 class SearchFailed(TrimtabError):
@@ -196,9 +203,23 @@ def _report(
         costs = prices.pricer.costs(reference)
         macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"]
     measured, timed = measure_files(setup, files, macs, predicted, context.stage, context.check)
+    extra["agreement"] = agreement(setup, compressed, artifact)
+    if extra["agreement"] < AGREEMENT:
+        extra["notes"].append(
+            f"the file and the scored network agree on {extra['agreement']:.4f} of the search images, "
+            f"less than {AGREEMENT}"
+        )
     extra["notes"] += why
     extra["wall_seconds"] = time.monotonic() - begun
     return build_report(setup, prices, limits, trials, policy, compressed, measured, timed, extra)
+
+
+def agreement(setup: JobSetup, compressed: Compressed, artifact: Path) -> float:
+    """Share of the search images to which the exported file and the scored network give the same top-1."""
+    inputs = setup.search.inputs
+    scored = outputs_of(compressed.runnable(), inputs).argmax(1).numpy()
+    ran = setup.target.run(artifact, np.ascontiguousarray(inputs.numpy())).argmax(1)
+    return float((scored == ran).mean())
 
 
 def _references(setup: JobSetup, pricer: Pricer) -> tuple[dict[str, Policy], list[str]]:

@@ -59,12 +59,16 @@ class LayerChart:
 
 @dataclass(frozen=True, slots=True)
 class Dot:
-    """One trial. ``state`` is ``front``, ``inside``, ``over`` (budget missed) or ``winner``."""
+    """One trial. ``state`` is ``front``, ``inside``, ``over`` (budget missed) or ``winner``.
+
+    ``below``: its score lies under the drawing, which would be squashed by it.
+    """
 
     x: float
     y: float
     state: str
     title: str
+    below: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +100,7 @@ def layer_chart(layers: Sequence[Mapping[str, Any]]) -> LayerChart | None:
     sizes = [float(layer["channels"]) for layer in shown]
     root = max(sizes) > 8 * min(sizes)
     left, top, tall, labels = 44.0, 12.0, 190.0, 112.0
-    pitch = min(46.0, max(13.0, 900.0 / len(shown)))
+    pitch = min(84.0, max(13.0, 900.0 / len(shown)))
     base = top + tall
 
     def high(channels: float) -> float:
@@ -169,7 +173,9 @@ def trial_chart(
         return None
     width, height, left, right, top, bottom = 900.0, 380.0, 64.0, 20.0, 22.0, 48.0
     xs = [p[0] for p in points] + ([limit_ms] if limit_ms is not None else [])
-    ys = [p[1] for p in points]
+    front = pareto(points)
+    floor = _floor([p[1] for p in points], [p[1] for p in front])
+    ys = [p[1] for p in points if p[1] >= floor]
     x_low, x_high = _padded(min(xs), max(xs))
     y_low, y_high = _padded(min(ys), max(ys))
 
@@ -177,13 +183,16 @@ def trial_chart(
         return left + (value - x_low) / (x_high - x_low) * (width - left - right)
 
     def y(value: float) -> float:
-        return height - bottom - (value - y_low) / (y_high - y_low) * (height - bottom - top)
+        share = max(0.0, (value - y_low) / (y_high - y_low))
+        return height - bottom - share * (height - bottom - top)
 
-    front = pareto(points)
     numbers = {trial.get("number") for _, _, trial in front}
     order = {"over": 0, "inside": 1, "front": 2, "winner": 3}
     dots = sorted(
-        (Dot(x(a), y(b), _state(t, numbers, winner), _trial_title(t)) for a, b, t in points),
+        (
+            Dot(x(a), y(b), _state(t, numbers, winner), _trial_title(t), below=b < floor)
+            for a, b, t in points
+        ),
         key=lambda dot: order[dot.state],
     )
     path = ""
@@ -225,6 +234,13 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _floor(scores: Sequence[float], front: Sequence[float]) -> float:
+    """Lowest score drawn in place: outliers below (Tukey's fences) are not; the front is."""
+    ordered = sorted(scores)
+    low, high = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+    return min([low - 1.5 * (high - low), *front])
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

@@ -137,8 +137,11 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
         ("MACs", ("macs",), count, "fewer"),
     ):
         old, new = _get(before, *path), _get(after, *path)
+        ratio = _get(report, "latency_ratio", "estimate") if word == "faster" else None
         note = ""
-        if old and new and word:
+        if ratio:
+            note = f"{1 / ratio:.2f}x faster" if ratio <= 1 else f"{ratio:.2f}x slower"
+        elif old and new and word:
             opposite = {"faster": "slower", "smaller": "larger", "fewer": "more"}[word]
             note = f"{old / new:.2f}x {word}" if old >= new else f"{new / old:.2f}x {opposite}"
         elif not word and report.get("accuracy_drop"):

@@ -42,9 +42,9 @@ def outcome(report: Mapping[str, Any]) -> str:
     parts = [f"budget ({budget}) {'met' if met else 'missed'}"]
     if report.get("not_faster"):
         parts.append("smaller but not faster")
-    before, after = _p50(report.get("baseline")), _p50(report.get("compressed"))
-    if before and after and not report.get("not_faster"):
-        parts.append(f"{before / after:.2f}x faster")
+    ratio = _speed(report)
+    if ratio and not report.get("not_faster"):
+        parts.append(f"{ratio:.2f}x faster")
     drop = report.get("accuracy_drop")
     if drop:
         low, high = drop["ci95"]
@@ -106,6 +106,15 @@ def percent(value: float | None) -> str:
 def _short(value: float) -> str:
     digits = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
     return f"{value:.{digits}f}"
+
+
+def _speed(report: Mapping[str, Any]) -> float | None:
+    """How many times faster; from timings taken side by side where the report has them."""
+    ratio = (report.get("latency_ratio") or {}).get("estimate")
+    if ratio:
+        return float(1 / ratio)
+    before, after = _p50(report.get("baseline")), _p50(report.get("compressed"))
+    return before / after if before and after else None
 
 
 def _p50(part: Mapping[str, Any] | None) -> float | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import SPEC
+from rest_server import SPEC
 
 from service.contract import trial
 from service.errors import LeaseLost

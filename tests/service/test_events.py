@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from conftest import SPEC, Running
+from rest_server import SPEC, Running
 
 from service.client import Event
 from service.errors import ApiError

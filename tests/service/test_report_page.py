@@ -231,6 +231,20 @@ def test_trials_are_drawn_once_with_front_and_budget() -> None:
         assert chart.top <= dot.y <= chart.base
 
 
+def test_a_hopeless_trial_does_not_squash_the_drawing() -> None:
+    many = [trial(i, 0.3 + i / 100, -0.3 - i / 100) for i in range(12)]
+    chart = trial_chart([*many, trial(99, 0.35, -50.0)], None, 0)
+    assert chart is not None
+    below = [dot for dot in chart.dots if dot.below]
+    assert [dot.title.splitlines()[0] for dot in below] == ["trial 99"]
+    assert below[0].y == pytest.approx(chart.base)
+    assert max(dot.y for dot in chart.dots if not dot.below) < chart.base
+
+
+def test_the_measured_ratio_is_preferred() -> None:
+    assert "2.50x faster" in words(changed(latency_ratio={"estimate": 0.4, "ci95": [0.39, 0.41]}))
+
+
 def test_a_single_trial_and_none() -> None:
     assert trial_chart([], 0.5, None) is None
     assert trial_chart([TRIALS[0]], None, None) is not None

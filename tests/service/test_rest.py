@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SPEC, Running, serving
+from rest_server import SPEC, Running, serving
 
 from service.contract import trial
 from service.errors import ApiError

@@ -26,10 +26,24 @@ from service.tables import Base
 _names = itertools.count()
 
 
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file at head; copying it is cheaper than migrating each time."""
+    path = tmp_path_factory.mktemp("migrated") / "db"
+    migrate_new(f"sqlite:///{path}")
+    return path
+
+
+def migrate_new(url: str) -> None:
+    database = Database(url)
+    migrate(database.engine)
+    database.close()
+
+
 class TestSqlite(StoreContract):
     @pytest.fixture
-    def url(self, tmp_path: Path) -> str:
-        return f"sqlite:///{tmp_path / 'trimtab.sqlite3'}"
+    def url(self, tmp_path: Path, migrated: Path) -> str:
+        return f"sqlite:///{shutil.copy(migrated, tmp_path / 'db')}"
 
 
 def _binaries() -> Path | None:
@@ -81,6 +95,8 @@ def postgres() -> Iterator[str]:
     try:
         url = f"postgresql+psycopg://trimtab@127.0.0.1:{port}"
         _wait_for(url, server, folder / "log")
+        _execute(url, "CREATE DATABASE migrated")
+        migrate_new(f"{url}/migrated")
         yield url
     finally:
         server.terminate()
@@ -102,14 +118,18 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     engine.dispose()
 
 
+def _execute(url: str, command: str) -> None:
+    engine = create_engine(f"{url}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(command))
+    engine.dispose()
+
+
 class TestPostgres(StoreContract):
     @pytest.fixture
     def url(self, postgres: str) -> str:
         name = f"test{next(_names)}"
-        engine = create_engine(f"{postgres}/postgres", isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
+        _execute(postgres, f"CREATE DATABASE {name} TEMPLATE migrated")
         return f"{postgres}/{name}"
 
 

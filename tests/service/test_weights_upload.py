@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Running
 from hypothesis import given
 from hypothesis import strategies as st
+from rest_server import Running
 from safetensors.torch import save
 
 from service.errors import WeightsError

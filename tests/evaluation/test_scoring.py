@@ -1,0 +1,116 @@
+"""Splits do not overlap, intervals are right, and scores say what they should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from compressors import Compressor, fold_norms, foldable, prepare
+from compressors.structure import analyse, example_input
+from evaluation.errors import DataError, ScoringError
+from evaluation.intervals import mean_ci95, share_ci95
+from evaluation.scoring import PolicyScorer, ScorerBuilder, divergence, save_images
+from evaluation.splits import Examples, carve, gather
+from latency_tables import parse_target
+from search_spaces.network_space import build_space
+from tests.networks import SHAPE, PadResNet, randomized
+
+
+def test_splits_share_no_example_and_ignore_the_order_of_the_data() -> None:
+    splits = carve(5000, None, 2000)
+    parts = [set(splits.calibration), set(splits.search), set(splits.training)]
+    assert [len(p) for p in parts] == [512, 2000, 2488]
+    assert not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert carve(5000, None, 2000) == splits
+    # Sorted data: every tenth of the order is about equally represented.
+    counts = np.histogram(splits.search, bins=10, range=(0, 5000))[0]
+    assert counts.min() > 150
+
+
+def test_validation_frees_the_whole_train_split() -> None:
+    splits = carve(1000, 400, 2000)
+    assert splits.source == "validation" and len(splits.training) == 1000
+    assert len(splits.search) == 200 and len(splits.calibration) == 100
+
+
+def test_too_little_data_is_refused() -> None:
+    with pytest.raises(DataError, match="at least 32"):
+        carve(20, None, 2000)
+
+
+@pytest.mark.parametrize("item", [(torch.zeros(3), "cat"), torch.zeros(3), (None, 1)])
+def test_items_that_are_no_pairs_are_named(item: object) -> None:
+    with pytest.raises(DataError, match="item 0 of the test split"):
+        gather([item], [0], "the test split")
+
+
+def test_inputs_of_different_shapes_are_refused() -> None:
+    with pytest.raises(DataError, match="differ in shape"):
+        gather([(torch.zeros(3), 0), (torch.zeros(4), 1)], [0, 1], "x")
+
+
+def test_intervals_agree_with_scipy() -> None:
+    low, high = share_ci95(83, 100)
+    wilson = stats.binomtest(83, 100).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
+    assert share_ci95(0, 10)[0] == 0.0 and share_ci95(10, 10)[1] == 1.0
+    values = np.random.default_rng(0).normal(size=2000)
+    mean, low, high = mean_ci95(values)
+    expected = stats.norm.interval(0.95, values.mean(), stats.sem(values))
+    assert (low, high) == pytest.approx(expected, rel=1e-4) and low < mean < high
+
+
+def test_divergence_is_zero_only_for_equal_distributions() -> None:
+    logits = torch.randn(20, 5)
+    assert divergence(logits, logits + 3).max() < 1e-9
+    p, q = torch.softmax(logits, 1).numpy(), torch.softmax(-logits, 1).numpy()
+    expected = [stats.entropy(a, b) for a, b in zip(p, q)]
+    np.testing.assert_allclose(divergence(logits, -logits), expected, rtol=1e-4)
+
+
+def scorer(metric: object = None) -> tuple[PolicyScorer, Compressor, Examples]:
+    network = prepare(randomized(PadResNet()))
+    folded = prepare(network)
+    fold_norms(folded, foldable(network, analyse(network, example_input(SHAPE))))
+    made = build_space(folded, example_input(SHAPE), parse_target("x86-ort"))
+    compressor = Compressor(network, example_input(SHAPE, 64), list(made.groups.values()))
+    inputs = torch.randn(80, *SHAPE, generator=torch.Generator().manual_seed(5))
+    examples = Examples(inputs, network(inputs).argmax(1))
+    return PolicyScorer(compressor, made, examples, metric), compressor, examples  # type: ignore[arg-type]
+
+
+def test_the_uncompressed_network_scores_best_and_smaller_ones_worse() -> None:
+    made, _, _ = scorer()
+    space = made._space.space
+    whole = made.score(space.uncompressed())
+    assert whole.score == pytest.approx(0, abs=1e-5) and whole.top1 == 1.0
+    assert whole.top1_drop == (0.0, 0.0, 0.0) and whole.seconds > 0
+    small = made.score(space.policy([d.values[0] if d.kind == "channels" else d.largest for d in space.decisions]))
+    assert small.score < whole.score - 0.01
+    assert small.interval[0] < small.score < small.interval[1]
+    assert small.top1_drop is not None and small.top1_drop[0] == pytest.approx(1 - (small.top1 or 0))
+
+
+def test_a_metric_of_the_users_own_is_the_score() -> None:
+    made, _, examples = scorer(lambda outputs, targets: (outputs.argmax(1) == targets).float() * 2)
+    assert made.score(made._space.space.uncompressed()).score == pytest.approx(2.0)
+    broken, _, _ = scorer(lambda outputs, targets: torch.tensor(1.0))
+    with pytest.raises(ScoringError, match=rf"\[{len(examples)}\]"):
+        broken.score(broken._space.space.uncompressed())
+    failing, _, _ = scorer(lambda outputs, targets: 1 / 0)
+    with pytest.raises(ScoringError, match="ZeroDivisionError"):
+        failing.score(failing._space.space.uncompressed())
+
+
+def test_a_builder_makes_an_equal_scorer_from_a_file(tmp_path: Path) -> None:
+    made, compressor, examples = scorer()
+    images = tmp_path / "images.safetensors"
+    save_images(images, Examples(compressor.images, torch.zeros(64, dtype=torch.int64)), examples)
+    again = ScorerBuilder(compressor.original, made._space, images)()
+    space = made._space.space
+    policy = space.policy([d.values[len(d.values) // 2] for d in space.decisions])
+    assert again.score(policy).score == pytest.approx(made.score(policy).score, abs=1e-6)
