@@ -30,15 +30,23 @@ ZOO = ROOT.parent / "shared" / "zoo"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="+", metavar="NETWORK", help="resnet20, resnet56 or mobilenet_v2")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "networks", nargs="+", metavar="NETWORK", help="resnet20, resnet56 or mobilenet_v2"
+    )
     parser.add_argument("--via", choices=("rest", "compress"), default="rest")
-    parser.add_argument("--latency", type=float, default=0.45, help="fraction of the uncompressed network's")
+    parser.add_argument(
+        "--latency", type=float, default=0.45, help="fraction of the uncompressed network's"
+    )
     parser.add_argument("--agent", default="amc")
     parser.add_argument("--evaluations", type=int, default=100)
     parser.add_argument("--finetune-epochs", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data-dir", type=Path, help="keeps tables between runs (default: a fresh folder)")
+    parser.add_argument(
+        "--data-dir", type=Path, help="keeps tables between runs (default: a fresh folder)"
+    )
     parser.add_argument("--out", type=Path, help="keeps the jobs' files")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -56,7 +64,9 @@ def main() -> int:
             out = (args.out or Path(scratch) / "out") / f"{network}-{args.via}"
             shutil.rmtree(out, ignore_errors=True)
             begun = time.monotonic()
-            report = (via_rest if args.via == "rest" else via_compress)(network, args, data_dir, out)
+            report = (via_rest if args.via == "rest" else via_compress)(
+                network, args, data_dir, out
+            )
             wall = time.monotonic() - begun
             rows.append(row(network, args, report, alone(network, out), wall))
             print(table([rows[-1]]), flush=True)
@@ -87,13 +97,17 @@ def via_rest(network: str, args: argparse.Namespace, data_dir: Path, out: Path) 
     command += ["--ray-dashboard-port", str(free_port())]
     command += ["--allow", "python:cifar_zoo", "--code-path", str(ZOO)]
     with (data_dir / "server.log").open("ab") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         with Client(f"http://127.0.0.1:{port}", patience=120.0) as client:
             while not client.ready():
                 time.sleep(0.5)
             spec = spec_of(network, args)
-            spec["model"]["weights"] = client.upload_weights(ZOO / "weights" / f"{network}.safetensors")["id"]
+            spec["model"]["weights"] = client.upload_weights(
+                ZOO / "weights" / f"{network}.safetensors"
+            )["id"]
             job = client.submit(spec)
             for event in client.events(job["id"]):
                 show(event.kind, event.data)
@@ -117,7 +131,9 @@ def show(kind: str, data: dict[str, Any], seen: dict[str, Any] = {}) -> None:  #
         print(f"  {datetime.datetime.now():%H:%M:%S} {data}", file=sys.stderr, flush=True)
 
 
-def via_compress(network: str, args: argparse.Namespace, data_dir: Path, out: Path) -> dict[str, Any]:
+def via_compress(
+    network: str, args: argparse.Namespace, data_dir: Path, out: Path
+) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "trimtab", "compress",
         "--model", f"python:cifar_zoo:{network}", "--code-path", str(ZOO),
@@ -126,7 +142,9 @@ def via_compress(network: str, args: argparse.Namespace, data_dir: Path, out: Pa
         "--agent", args.agent, "--evaluations", str(args.evaluations), "--seed", str(args.seed),
         "--finetune-epochs", str(args.finetune_epochs), "--out", str(out),
     ]  # fmt: skip
-    subprocess.run(command, env=os.environ | {"TRIMTAB_DATA_DIR": str(data_dir)}, check=True, stdout=sys.stderr)
+    subprocess.run(
+        command, env=os.environ | {"TRIMTAB_DATA_DIR": str(data_dir)}, check=True, stdout=sys.stderr
+    )
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
     return report
 
@@ -186,7 +204,9 @@ def row(
         "drop": drop["estimate"],
         "drop_ci95": drop["ci95"],
         "references": {
-            name: None if r is None else {"accuracy": r["accuracy"], "latency_ratio": r["latency_ratio"]}
+            name: None
+            if r is None
+            else {"accuracy": r["accuracy"], "latency_ratio": r["latency_ratio"]}
             for name, r in report["references"].items()
         },
         "size_bytes": [before["size_bytes"], after["size_bytes"]],
@@ -211,7 +231,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
         def reference(name: str, r: dict[str, Any] = r) -> str:
             found = r["references"][name]
-            return "-" if found is None else f"{100 * found['accuracy']:.2f} % at {found['latency_ratio']:.3f}"
+            return (
+                "-"
+                if found is None
+                else f"{100 * found['accuracy']:.2f} % at {found['latency_ratio']:.3f}"
+            )
 
         tuned = f", {r['finetune_epochs']} epochs" if r["finetune_epochs"] else ""
         lines.append(

@@ -91,7 +91,11 @@ def function_name(function: Any) -> str:
     name: str = getattr(function, "__name__", str(function))
     if name.startswith("__") and name.endswith("__"):
         name = name.strip("_")
-        if name not in ("get", "set", "len", "getitem") and name[0] in "ir" and name[1:] in _ARITHMETIC:
+        if (
+            name not in ("get", "set", "len", "getitem")
+            and name[0] in "ir"
+            and name[1:] in _ARITHMETIC
+        ):
             name = name[1:]
     return name.rstrip("_")
 
@@ -144,7 +148,11 @@ class SiteMode(TorchFunctionMode):
         return f"{key[0]}:{name}#{number}"
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         name = function_name(func)
@@ -166,7 +174,11 @@ class _Recorder(SiteMode):
         self._alive.append(tensor)
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         inputs = [self.site_of[id(t)] for t in _tensors((args, kwargs)) if id(t) in self.site_of]
         out = func(*args, **(kwargs or {}))
@@ -181,7 +193,14 @@ class _Recorder(SiteMode):
         for k, tensor in enumerate(_tensors(out)):
             own = site if k == 0 else f"{site}.{k}"
             self.calls.append(
-                Call(own, name, self._stack[-1], tuple(inputs), tuple(tensor.shape), tensor.is_floating_point())
+                Call(
+                    own,
+                    name,
+                    self._stack[-1],
+                    tuple(inputs),
+                    tuple(tensor.shape),
+                    tensor.is_floating_point(),
+                )
             )
             self.add(tensor, own)
         return out
@@ -195,7 +214,11 @@ def _counts(name: str, out: Any) -> bool:
 
 def _in_place(func: Any, kwargs: dict[str, Any] | None) -> bool:
     name = getattr(func, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or name.startswith("__i") or bool((kwargs or {}).get("inplace"))
+    return (
+        (name.endswith("_") and not name.endswith("__"))
+        or name.startswith("__i")
+        or bool((kwargs or {}).get("inplace"))
+    )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
@@ -224,7 +247,7 @@ def record(network: nn.Module, example: Tensor) -> CallGraph:
     with module_stack(network) as stack, torch.no_grad():
         recorder = _Recorder(stack)
 
-        def used(module: nn.Module, args: Any, kwargs: Any, out: Any, path: str) -> None:
+        def used(args: Any, kwargs: Any, out: Any, path: str) -> None:
             tensors = list(_tensors((args, kwargs)))
             first = tensors[0] if tensors else None
             single = out if isinstance(out, Tensor) else None
@@ -243,7 +266,7 @@ def record(network: nn.Module, example: Tensor) -> CallGraph:
             if path:
                 handles.append(
                     module.register_forward_hook(
-                        lambda m, a, k, o, path=path: used(m, a, k, o, path), with_kwargs=True
+                        lambda _m, a, k, o, path=path: used(a, k, o, path), with_kwargs=True
                     )
                 )
         try:
@@ -264,4 +287,6 @@ def record(network: nn.Module, example: Tensor) -> CallGraph:
         raise TraceError(f"the network must return one tensor, not {type(out).__name__}")
     if id(out) not in recorder.site_of:
         raise TraceError("the network's output does not depend on its input")
-    return CallGraph(tuple(recorder.calls), tuple(uses), recorder.site_of[id(out)], tuple(out.shape))
+    return CallGraph(
+        tuple(recorder.calls), tuple(uses), recorder.site_of[id(out)], tuple(out.shape)
+    )

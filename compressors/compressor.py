@@ -60,7 +60,11 @@ class Compressed:
 
     def runnable(self) -> nn.Module:
         """The network with its activation quantizers."""
-        return QuantizedNetwork(self.network, self.plan.activations).eval() if self.plan.quantized else self.network
+        return (
+            QuantizedNetwork(self.network, self.plan.activations).eval()
+            if self.plan.quantized
+            else self.network
+        )
 
 
 class Compressor:
@@ -130,9 +134,13 @@ class Compressor:
         Args:
             network: float, folded, of the shape ``compress`` gives.
         """
-        return self._finish(copy.deepcopy(network).eval(), self.channels(choices), choices, refit=False)
+        return self._finish(
+            copy.deepcopy(network).eval(), self.channels(choices), choices, refit=False
+        )
 
-    def _finish(self, network: nn.Module, channels: Channels, choices: Choices, refit: bool) -> Compressed:
+    def _finish(
+        self, network: nn.Module, channels: Channels, choices: Choices, refit: bool
+    ) -> Compressed:
         integer = [
             layer.path
             for layer in self.structure.layers
@@ -158,7 +166,12 @@ class Compressor:
         return Compressed(network, plan, tuple(done))
 
     def _pass(
-        self, network: nn.Module, channels: Channels, choices: Choices, refit: bool, sites: dict[str, str]
+        self,
+        network: nn.Module,
+        channels: Channels,
+        choices: Choices,
+        refit: bool,
+        sites: dict[str, str],
     ) -> tuple[RangeObserver, list[str]]:
         """One pass over the calibration images: refits in order, watches ranges, checks the output."""
         observer = RangeObserver(set(sites.values()))
@@ -168,12 +181,12 @@ class Compressor:
             if "in" in channels.get(layer.path, {}) and not _inside(layer.path, choices.dropped)
         ]
         refit = refit and bool(pruned)
-        if not refit and not sites:
-            images = self.images[:2]  # the guard alone
-        else:
-            images = self.images
+        # Two images are enough for the guard alone.
+        images = self.images if refit or sites else self.images[:2]
         outputs = {
-            path: torch.tensor(axes["out"], dtype=torch.long) for path, axes in channels.items() if "out" in axes
+            path: torch.tensor(axes["out"], dtype=torch.long)
+            for path, axes in channels.items()
+            if "out" in axes
         }
         refitter = Refitter(self.targets() if refit else {}, outputs)
         handles = refitter.attach(network, pruned) if refit else []
@@ -190,7 +203,9 @@ class Compressor:
                 handle.remove()
         expected = self.structure.graph.output_shape[1:]
         if tuple(out.shape[1:]) != expected:
-            raise PruningError(f"the compressed network gives {list(out.shape[1:])} instead of {list(expected)}")
+            raise PruningError(
+                f"the compressed network gives {list(out.shape[1:])} instead of {list(expected)}"
+            )
         return observer, refitter.refitted
 
     def targets(self) -> dict[str, Target]:
@@ -198,7 +213,9 @@ class Compressor:
         if self._targets is None:
             readers = {m.path for g in self.groups.values() for m in g.members if m.axis == "in"}
             wanted = [x.path for x in self.structure.layers if x.path in readers and refittable(x)]
-            self._targets = collect_targets(self.folded, self.structure, self.images, wanted, self._places)
+            self._targets = collect_targets(
+                self.folded, self.structure, self.images, wanted, self._places
+            )
         return self._targets
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -73,18 +73,20 @@ def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelPro
     with _quiet(), torch.no_grad():
         try:
             torch.onnx.export(
-                wrapped, (example,), buffer, opset_version=OPSET, dynamo=False,
+                wrapped, (example,), buffer,  # type: ignore[arg-type]
+                opset_version=OPSET, dynamo=False,
                 input_names=["input"], output_names=["output"],
             )  # fmt: skip
         except Exception as error:
             raise ExportError(
-                f"the network cannot be exported to ONNX: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                f"the network cannot be exported to ONNX: {type(error).__name__}: "
+                f"{(str(error).splitlines() or [''])[0]}"
             ) from error
     model = onnx.load_from_string(buffer.getvalue())
     _strip_prefix(model.graph)
     _unshare_initializers(model.graph)
     if plan.weights:
-        _quantize_weights(model.graph, plan.weights, dict(network.named_modules()))
+        _quantize_weights(model.graph, plan.weights)
     return model
 
 
@@ -96,7 +98,9 @@ def _strip_prefix(graph: onnx.GraphProto) -> None:
             return name.removeprefix(_WRAPPER + ".")
         pieces = name.split("/")[1:]
         if pieces[0] != _WRAPPER and not pieces[0].startswith(_WRAPPER + "."):
-            return "/input_quantizer" + name  # the wrapper's own nodes must not collide with the network's
+            return (
+                "/input_quantizer" + name
+            )  # the wrapper's own nodes must not collide with the network's
         own = [p.removeprefix(_WRAPPER + ".") for p in pieces if p != _WRAPPER]
         return "/" + "/".join(own)
 
@@ -125,10 +129,7 @@ def _unshare_initializers(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
 
 
-def _quantize_weights(
-    graph: onnx.GraphProto, scales: dict[str, WeightScale] | object, modules: dict[str, nn.Module]
-) -> None:
-    assert isinstance(scales, dict)
+def _quantize_weights(graph: onnx.GraphProto, scales: Mapping[str, WeightScale]) -> None:
     initializers = {i.name: i for i in graph.initializer}
     dequantizers = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
     constants = _constants(graph)
@@ -136,7 +137,11 @@ def _quantize_weights(
     replaced: set[str] = set()
     for node in graph.node:
         path = scope_path(node.name)
-        if node.op_type in ("Conv", "Gemm", "MatMul") and path in scales and node.input[1] in initializers:
+        if (
+            node.op_type in ("Conv", "Gemm", "MatMul")
+            and path in scales
+            and node.input[1] in initializers
+        ):
             scale = scales[path]
             name = node.input[1]
             weight = numpy_helper.to_array(initializers[name])
@@ -155,7 +160,9 @@ def _quantize_weights(
                 bound = 2**31 - 1
                 integers32 = np.rint(bias / step).clip(-bound, bound).astype(np.int32)
                 replaced.add(node.input[2])
-                nodes.append(_dequantize(graph, f"{path}.bias", integers32, step.astype(np.float32), 0))
+                nodes.append(
+                    _dequantize(graph, f"{path}.bias", integers32, step.astype(np.float32), 0)
+                )
                 node.input[2] = nodes[-1].output[0]
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
@@ -174,7 +181,11 @@ def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:
 
 
 def _dequantize(
-    graph: onnx.GraphProto, name: str, integers: NDArray[np.int8 | np.int32], scale: NDArray[np.float32], axis: int
+    graph: onnx.GraphProto,
+    name: str,
+    integers: NDArray[np.int8 | np.int32],
+    scale: NDArray[np.float32],
+    axis: int,
 ) -> onnx.NodeProto:
     zero = np.zeros(scale.shape, dtype=integers.dtype)
     for suffix, array in (("_quantized", integers), ("_scale", scale), ("_zero_point", zero)):

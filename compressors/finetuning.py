@@ -104,7 +104,11 @@ def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     flip = torch.rand(n, generator=generator) < 0.5
     columns[flip] = columns[flip].flip(1)
     which = torch.arange(n).view(n, 1, 1)
-    return padded[which, :, rows.view(n, height, 1), columns.view(n, 1, width)].permute(0, 3, 1, 2).contiguous()
+    return (
+        padded[which, :, rows.view(n, height, 1), columns.view(n, 1, width)]
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
 
 
 def finetune(
@@ -129,7 +133,9 @@ def finetune(
     """
     start = _resume(network, directory)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.decay)
+    optimizer = torch.optim.SGD(
+        parameters, lr=recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.decay
+    )
     steps = max(1, math.ceil(len(indices) / recipe.batch))
     total = steps * recipe.epochs
     step = start * steps
@@ -159,12 +165,17 @@ def finetune(
     return network.eval()
 
 
-def _loss(outputs: Tensor, teacher: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+def _loss(
+    outputs: Tensor, teacher: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe
+) -> Tensor:
     with torch.no_grad():
         wanted = teacher(images)
     t = recipe.temperature
     soft = F.kl_div(
-        F.log_softmax(outputs / t, 1), F.log_softmax(wanted / t, 1), reduction="batchmean", log_target=True
+        F.log_softmax(outputs / t, 1),
+        F.log_softmax(wanted / t, 1),
+        reduction="batchmean",
+        log_target=True,
     )
     return (1 - recipe.hard) * t * t * soft + recipe.hard * F.cross_entropy(outputs, labels)
 

@@ -61,7 +61,9 @@ class PruningGroup:
         return removed
 
 
-def channels_of(network: nn.Module, choices: list[tuple[PruningGroup, NDArray[np.int64]]]) -> Channels:
+def channels_of(
+    network: nn.Module, choices: list[tuple[PruningGroup, NDArray[np.int64]]]
+) -> Channels:
     """Kept positions per module and axis for several groups at once.
 
     Args:
@@ -119,7 +121,9 @@ def find_groups(
             graph = tp.DependencyGraph().build_dependency(work, example_inputs=example)
             raw = list(graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]))
         except Exception as error:
-            return [], {"*": f"the dependency graph cannot be built: {type(error).__name__}: {_line(error)}"}
+            return [], {
+                "*": f"the dependency graph cannot be built: {type(error).__name__}: {_line(error)}"
+            }
     groups: list[PruningGroup] = []
     with torch.no_grad():
         expected = network(example)
@@ -149,7 +153,9 @@ def _read(items: Any, root: str, names: dict[int, str]) -> PruningGroup:
     channels = len(items[0].idxs)
     for item in items:
         module = item.dep.target.module
-        if type(module).__name__.startswith("_") and not isinstance(module, nn.Module | nn.Parameter):
+        if type(module).__name__.startswith("_") and not isinstance(
+            module, nn.Module | nn.Parameter
+        ):
             continue
         if type(module).__name__.startswith("_"):
             continue  # torch-pruning's stand-ins for reshapes, splits and element-wise calls
@@ -169,7 +175,9 @@ def _read(items: Any, root: str, names: dict[int, str]) -> PruningGroup:
         elif not isinstance(module, nn.Conv2d | nn.Linear):
             raise _LeftOut(f"{path} is a {type(module).__name__}, which cannot be pruned yet")
         roots = item.root_idxs if getattr(item, "root_idxs", None) is not None else item.idxs
-        members.setdefault((path, axis), []).extend(zip([int(r) for r in roots], [int(i) for i in item.idxs]))
+        members.setdefault((path, axis), []).extend(
+            zip([int(r) for r in roots], [int(i) for i in item.idxs])
+        )
     made = []
     for (path, axis), pairs in members.items():
         rows: list[list[int]] = [[] for _ in range(channels)]
@@ -200,16 +208,22 @@ def _try(network: nn.Module, group: PruningGroup, example: Tensor, expected: Ten
     network computes once the consumers of the removed channels ignore them."""
     if group.channels < 2:
         raise _LeftOut("it has a single channel")
-    keep = np.sort(np.random.default_rng(0).permutation(group.channels)[: (group.channels + 1) // 2])
+    keep = np.sort(
+        np.random.default_rng(0).permutation(group.channels)[: (group.channels + 1) // 2]
+    )
     pruned = copy.deepcopy(network)
     try:
         slice_channels(pruned, channels_of(network, [(group, keep)]))
         with torch.no_grad():
             out = pruned(example)
     except Exception as error:
-        raise _LeftOut(f"the network fails after pruning it: {type(error).__name__}: {_line(error)}") from error
+        raise _LeftOut(
+            f"the network fails after pruning it: {type(error).__name__}: {_line(error)}"
+        ) from error
     if out.shape != expected.shape:
-        raise _LeftOut(f"it changes the output's shape from {list(expected.shape)} to {list(out.shape)}")
+        raise _LeftOut(
+            f"it changes the output's shape from {list(expected.shape)} to {list(out.shape)}"
+        )
     if any(isinstance(network.get_submodule(m.path), nn.LayerNorm) for m in group.members):
         return  # normalising over fewer channels is another function by design
     masked = copy.deepcopy(network)
@@ -220,5 +234,7 @@ def _try(network: nn.Module, group: PruningGroup, example: Tensor, expected: Ten
             module.weight.data[:, torch.from_numpy(gone)] = 0
     with torch.no_grad():
         reference = masked(example)
-    if not torch.allclose(out, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max()) + 1e-6):
+    if not torch.allclose(
+        out, reference, rtol=1e-3, atol=1e-4 * float(reference.abs().max()) + 1e-6
+    ):
         raise _LeftOut("pruning it changes what the kept channels compute")

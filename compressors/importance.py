@@ -12,7 +12,9 @@ from compressors.groups import PruningGroup
 CRITERIA = ("l1", "l2")
 
 
-def importance(network: nn.Module, group: PruningGroup, criterion: str = "l1") -> NDArray[np.float64]:
+def importance(
+    network: nn.Module, group: PruningGroup, criterion: str = "l1"
+) -> NDArray[np.float64]:
     """Magnitude of each channel (Li et al. 2016, "Pruning Filters for Efficient ConvNets", arXiv 1608.08710).
 
     We sum over every layer of the group that makes or reads the channel, each scaled to mean 1, where the paper

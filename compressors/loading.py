@@ -42,7 +42,9 @@ def save(network: nn.Module, plan: Plan, directory: Path) -> None:
     Args:
         network: as in ``Compressed.network``.
     """
-    tensors = {name: value.detach().contiguous().clone() for name, value in network.state_dict().items()}
+    tensors = {
+        name: value.detach().contiguous().clone() for name, value in network.state_dict().items()
+    }
     save_file(tensors, directory / WEIGHTS_FILE)
     (directory / PLAN_FILE).write_text(json.dumps(plan.to_json()))
 
@@ -77,5 +79,7 @@ def load(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Module:
             network.load_state_dict(tensors)
         except RuntimeError as error:
             lines = [line.strip() for line in str(error).splitlines()[1:4]]
-            raise PlanError(f"{WEIGHTS_FILE} does not fit the factory's network: {'; '.join(lines)}") from error
+            raise PlanError(
+                f"{WEIGHTS_FILE} does not fit the factory's network: {'; '.join(lines)}"
+            ) from error
     return QuantizedNetwork(network, plan.activations).eval() if plan.quantized else network.eval()

@@ -70,9 +70,12 @@ class Plan:
             "input_shape": list(self.input_shape),
             "folded": [list(pair) for pair in self.folded],
             "dropped": list(self.dropped),
-            "channels": {p: {a: list(k) for a, k in axes.items()} for p, axes in self.channels.items()},
+            "channels": {
+                p: {a: list(k) for a, k in axes.items()} for p, axes in self.channels.items()
+            },
             "weights": {
-                p: {"bits": w.bits, "limit": w.limit, "scale": list(w.scale)} for p, w in self.weights.items()
+                p: {"bits": w.bits, "limit": w.limit, "scale": list(w.scale)}
+                for p, w in self.weights.items()
             },
             "activations": {
                 s: {"bits": a.bits, "scale": a.scale, "zero_point": a.zero_point}
@@ -85,14 +88,20 @@ class Plan:
         """Raises PlanError for another version or a malformed document."""
         if not isinstance(data, Mapping) or data.get("version") != PLAN_VERSION:
             found = data.get("version") if isinstance(data, Mapping) else type(data).__name__
-            raise PlanError(f"plan version {found!r} is not supported; this Trimtab reads {PLAN_VERSION}")
+            raise PlanError(
+                f"plan version {found!r} is not supported; this Trimtab reads {PLAN_VERSION}"
+            )
         try:
             return cls(
                 folded=tuple((a, b) for a, b in data["folded"]),
                 dropped=tuple(data["dropped"]),
-                channels={p: {a: tuple(k) for a, k in axes.items()} for p, axes in data["channels"].items()},
+                channels={
+                    p: {a: tuple(k) for a, k in axes.items()}
+                    for p, axes in data["channels"].items()
+                },
                 weights={
-                    p: WeightScale(tuple(w["scale"]), w["bits"], w["limit"]) for p, w in data["weights"].items()
+                    p: WeightScale(tuple(w["scale"]), w["bits"], w["limit"])
+                    for p, w in data["weights"].items()
                 },
                 activations={
                     s: ActivationScale(a["scale"], a["zero_point"], a["bits"])

@@ -72,7 +72,11 @@ def unfold_norms(network: nn.Module, folded: nn.Module, pairs: list[tuple[str, s
     for layer_path, norm_path in pairs:
         layer, norm = network.get_submodule(layer_path), network.get_submodule(norm_path)
         source = folded.get_submodule(layer_path)
-        assert isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and isinstance(source, nn.Conv2d)
+        assert (
+            isinstance(layer, nn.Conv2d)
+            and isinstance(norm, nn.BatchNorm2d)
+            and isinstance(source, nn.Conv2d)
+        )
         gain, shift = norm_factors(norm)
         usable = gain.abs() > 1e-4
         safe = torch.where(usable, gain, torch.ones_like(gain))

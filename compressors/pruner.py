@@ -31,7 +31,9 @@ def drop_blocks(network: nn.Module, paths: tuple[str, ...]) -> None:
         try:
             network.get_submodule(path)
         except AttributeError:
-            raise PruningError(f"the network has no block {path!r}; it is not the one the plan was made for") from None
+            raise PruningError(
+                f"the network has no block {path!r}; it is not the one the plan was made for"
+            ) from None
         set_submodule(network, path, Skip())
 
 
@@ -50,12 +52,16 @@ def slice_channels(network: nn.Module, channels: Channels) -> None:
             continue
         module = modules.get(path)
         if module is None:
-            raise PruningError(f"the network has no module {path!r}; it is not the one the plan was made for")
+            raise PruningError(
+                f"the network has no module {path!r}; it is not the one the plan was made for"
+            )
         for axis, positions in axes.items():
             try:
                 _slice(module, axis, torch.tensor(positions, dtype=torch.long))
             except IndexError as error:
-                raise PruningError(f"{path}: kept channels do not fit the network: {error}") from error
+                raise PruningError(
+                    f"{path}: kept channels do not fit the network: {error}"
+                ) from error
 
 
 def _slice(module: nn.Module, axis: str, keep: Tensor) -> None:

@@ -144,8 +144,10 @@ class QuantizedNetwork(nn.Module):
         if scale is None:
             return value
         top = 2**scale.bits - 1
-        if torch.jit.is_tracing():
-            return torch.fake_quantize_per_tensor_affine(value, scale.scale, scale.zero_point, 0, top)
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return torch.fake_quantize_per_tensor_affine(
+                value, scale.scale, scale.zero_point, 0, top
+            )
         # The same numbers as QuantizeLinear gives (division, half to even), three times as fast as the operator
         # above, which also fills a gradient mask.
         value = torch.div(value, scale.scale).round_()

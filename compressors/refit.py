@@ -74,7 +74,9 @@ def collect_targets(
         where[layer.path] = (flat // width, flat % width)
         parts[layer.path] = []
 
-        def keep(_m: nn.Module, _i: tuple[Tensor, ...], out: Tensor, path: str = layer.path) -> None:
+        def keep(
+            _m: nn.Module, _i: tuple[Tensor, ...], out: Tensor, path: str = layer.path
+        ) -> None:
             rows, columns = where[path]
             chosen = slice(start, start + len(out))
             parts[path].append(_at(out, rows[chosen], columns[chosen]))
@@ -171,7 +173,9 @@ class Refitter:
         self._channels = channels
         self.refitted: list[str] = []
 
-    def attach(self, network: nn.Module, paths: Iterable[str]) -> list[torch.utils.hooks.RemovableHandle]:
+    def attach(
+        self, network: nn.Module, paths: Iterable[str]
+    ) -> list[torch.utils.hooks.RemovableHandle]:
         handles = []
         for path in paths:
             module = network.get_submodule(path)

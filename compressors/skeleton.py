@@ -52,7 +52,9 @@ class Skeleton:
                 rectified.add(call.site)
         plan = Plan(
             weights={p: WeightScale((0.01,) * x.out_channels) for p, x in self._layers.items()},
-            activations={s: ActivationScale(0.02, 0 if s in rectified else 128) for s in everything},
+            activations={
+                s: ActivationScale(0.02, 0 if s in rectified else 128) for s in everything
+            },
             input_shape=tuple(compressor.images.shape[1:]),
         )
         self._model = export_onnx(compressor.folded, plan, batch)
@@ -62,16 +64,22 @@ class Skeleton:
         sites = [s for s in order if s in everything]
         quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
         if len(sites) != len(quantizers):
-            raise ExportError(f"{len(quantizers)} quantizers in the exported graph for {len(sites)} tensors")
+            raise ExportError(
+                f"{len(quantizers)} quantizers in the exported graph for {len(sites)} tensors"
+            )
         dequantizer = {n.input[0]: n for n in graph.node if n.op_type == "DequantizeLinear"}
         # site -> (tensor before the quantizer, tensor after the dequantizer)
-        self._ends = {s: (q.input[0], dequantizer[q.output[0]].output[0]) for s, q in zip(sites, quantizers)}
+        self._ends = {
+            s: (q.input[0], dequantizer[q.output[0]].output[0]) for s, q in zip(sites, quantizers)
+        }
         self._pairs = {q.name: s for s, q in zip(sites, quantizers)}
         self._pairs |= {dequantizer[q.output[0]].name: s for s, q in zip(sites, quantizers)}
         self._owner = self._owners(graph)
         missing = set(self._layers) - set(self._owner.values())
         if missing:
-            raise ExportError(f"layers without a node in the exported graph: {', '.join(sorted(missing)[:5])}")
+            raise ExportError(
+                f"layers without a node in the exported graph: {', '.join(sorted(missing)[:5])}"
+            )
 
     def _owners(self, graph: onnx.GraphProto) -> dict[str, str]:
         """Node name to the layer that pays for it, one that runs whenever the node does.
@@ -131,7 +139,11 @@ class Skeleton:
             for k, name in enumerate(node.input):
                 while name in alias:
                     name = alias[name]
-                if name.endswith("_dequantized") and path not in integer and source.op_type in _COMPUTE:
+                if (
+                    name.endswith("_dequantized")
+                    and path not in integer
+                    and source.op_type in _COMPUTE
+                ):
                     name = name.removesuffix("_dequantized")
                 node.input[k] = name
             if source.op_type == "Conv" and "both" in channels.get(path, {}):
@@ -160,7 +172,9 @@ class Skeleton:
                 target = self._ends[block.input][1]
                 before, after = self._ends[block.output]
                 if output in (before, after):
-                    raise ExportError(f"block {block.path} ends the network and cannot be cut from its graph")
+                    raise ExportError(
+                        f"block {block.path} ends the network and cannot be cut from its graph"
+                    )
                 alias[after] = target
                 alias[before] = target
         return alias
@@ -211,7 +225,8 @@ class Skeleton:
         if layer is None or source is None or layer.kind != "linear" or len(source.dims) != 2:
             return False
         return any(
-            node.op_type == "MatMul" and scope_path(node.name) == path for node in self._model.graph.node
+            node.op_type == "MatMul" and scope_path(node.name) == path
+            for node in self._model.graph.node
         )
 
     def _assemble(

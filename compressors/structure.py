@@ -14,7 +14,18 @@ from compressors.call_graph import INPUT_SITE, Call, CallGraph, ModuleUse, recor
 RECTIFIERS = frozenset({"relu", "relu6", "hardtanh"})
 # Functions that only move values, so that one quantizer serves input and output.
 MOVERS = frozenset(
-    {"max_pool2d", "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "dropout"}
+    {
+        "max_pool2d",
+        "flatten",
+        "reshape",
+        "view",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "contiguous",
+        "dropout",
+    }
 )
 NORMS = frozenset({"batch_norm"})
 
@@ -135,10 +146,14 @@ def _layer(
     assert use.input is not None and use.output is not None
     site, norm = use.output, None
     after = _sole(consumers, site, graph)
-    if after is not None and after.function in NORMS and counts.get(after.module) == 1:
-        if isinstance(modules[after.module], nn.BatchNorm2d):
-            norm, site = after.module, after.site
-            after = _sole(consumers, site, graph)
+    if (
+        after is not None
+        and after.function in NORMS
+        and counts.get(after.module) == 1
+        and isinstance(modules[after.module], nn.BatchNorm2d)
+    ):
+        norm, site = after.module, after.site
+        after = _sole(consumers, site, graph)
     rectified = after is not None and after.function in RECTIFIERS
     if rectified:
         assert after is not None

@@ -31,7 +31,7 @@ def outputs_of(network: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor
     """Outputs float32 [n, classes]."""
     if inputs.dim() == 4:
         # oneDNN runs depthwise and 1x1 convolutions up to twice as fast on channels-last images.
-        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = network.to(memory_format=torch.channels_last)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         return torch.cat([network(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])
@@ -106,9 +106,13 @@ class PolicyScorer:
             per_example = -divergence(reference, outputs)
         else:
             try:
-                per_example = np.asarray(torch.as_tensor(self._metric(outputs, targets)).double().numpy())
+                per_example = np.asarray(
+                    torch.as_tensor(self._metric(outputs, targets)).double().numpy()
+                )
             except Exception as error:
-                raise ScoringError(f"the data's metric failed: {type(error).__name__}: {error}") from error
+                raise ScoringError(
+                    f"the data's metric failed: {type(error).__name__}: {error}"
+                ) from error
             if per_example.shape != (len(targets),):
                 raise ScoringError(
                     f"the data's metric must give one score an example, [{len(targets)}], "

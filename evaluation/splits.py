@@ -56,16 +56,15 @@ def carve(train: int, validation: int | None, search_images: int) -> Splits:
     """
     pool = train if validation is None else validation
     if pool < 32:
-        raise DataError(f"{pool} examples are too few to calibrate and search on; at least 32 are needed")
+        raise DataError(
+            f"{pool} examples are too few to calibrate and search on; at least 32 are needed"
+        )
     order = np.random.default_rng(_SEED).permutation(pool)
     search = min(search_images, int(pool * SEARCH_SHARE))
     calibration = min(CALIBRATION_IMAGES, int(pool * CALIBRATION_SHARE))
     chosen = np.sort(order[:search])
     calibrating = np.sort(order[search : search + calibration])
-    if validation is None:
-        training = np.sort(order[search + calibration :])
-    else:
-        training = np.arange(train)
+    training = np.sort(order[search + calibration :]) if validation is None else np.arange(train)
     return Splits(
         "train" if validation is None else "validation",
         tuple(int(i) for i in calibrating),

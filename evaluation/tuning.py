@@ -33,7 +33,9 @@ class Tuned:
 class Tuner(Protocol):
     """Runs ``train_one`` for every finalist and stops the hopeless ones early (ASHA)."""
 
-    def run(self, train_one: TrainOne, finalists: Sequence[int], epochs: int, root: Path) -> list[Tuned]:
+    def run(
+        self, train_one: TrainOne, finalists: Sequence[int], epochs: int, root: Path
+    ) -> list[Tuned]:
         """Raises TuningError (a TrimtabError) when no finalist could be trained."""
 
 

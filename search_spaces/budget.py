@@ -71,9 +71,13 @@ class Budget:
             try:
                 bounds[key] = float(text)
             except ValueError:
-                raise BudgetError(f"budget {item!r} is not of the form key=number, e.g. latency=0.5") from None
+                raise BudgetError(
+                    f"budget {item!r} is not of the form key=number, e.g. latency=0.5"
+                ) from None
             if not sep:
-                raise BudgetError(f"budget {item!r} is not of the form key=number, e.g. latency=0.5")
+                raise BudgetError(
+                    f"budget {item!r} is not of the form key=number, e.g. latency=0.5"
+                )
         return cls.of(bounds)
 
     def limits(self, uncompressed: Mapping[str, float]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,7 +131,7 @@ class Lookahead:
         for i in range(len(self._sizes) - 1, -1, -1):
             for group in self._partition(buckets[i], limit):
                 scope = tuple(sorted({j for m in group for j in m.scope}))
-                table = sum(self._spread(m, scope) for m in group)
+                table = self._joined(group, scope)
                 best = np.tensordot(self._weights, table, axes=1).argmin(axis=-1)
                 rest = np.take_along_axis(table, best[None, ..., None], axis=-1)[..., 0]
                 message = _Message(i, scope[:-1], rest)
@@ -155,9 +156,16 @@ class Lookahead:
         self.exact = self.exact and len(groups) <= 1
         return [group for _, group in groups]
 
+    def _joined(self, group: list[_Message], scope: tuple[int, ...]) -> NDArray[np.float64]:
+        """Sum of messages as one table over ``scope``: [quantities, *scope]."""
+        total = self._spread(group[0], scope)
+        for message in group[1:]:
+            total = total + self._spread(message, scope)
+        return total
+
     def _spread(self, message: _Message, scope: tuple[int, ...]) -> NDArray[np.float64]:
         shape = [self._sizes[j] if j in message.scope else 1 for j in scope]
-        return message.table.reshape(len(self._weights), *shape)
+        return np.asarray(np.reshape(message.table, (len(self._weights), *shape)))
 
     @property
     def floor(self) -> NDArray[np.float64]:
@@ -183,8 +191,9 @@ class Lookahead:
     def _at(self, message: _Message, prefix: tuple[int, ...], t: int) -> NDArray[np.float64]:
         """The message's row for the prefix: [values, quantities] or [1, quantities]."""
         before = tuple(prefix[j] for j in message.scope if j < t)
-        row = message.table[(slice(None), *before)]
-        return row.T if message.scope and message.scope[-1] == t else row[None]
+        where: tuple[Any, ...] = (slice(None), *before)
+        row = message.table[where]
+        return np.asarray(row.T if message.scope and message.scope[-1] == t else row[None])
 
     def _fixed(self, prefix: tuple[int, ...]) -> NDArray[np.float64]:
         """Sum of the constant and all factors that the prefix determines."""
@@ -193,6 +202,7 @@ class Lookahead:
             known, total = (), self._constant
         for t in range(len(known), len(prefix)):
             for message in self._own[t]:
-                total = total + message.table[(slice(None), *(prefix[j] for j in message.scope))]
+                where: tuple[Any, ...] = (slice(None), *(prefix[j] for j in message.scope))
+                total = np.add(total, message.table[where])
         self._memo = (prefix, total)
         return total

@@ -66,7 +66,9 @@ class Decision:
 
     def __post_init__(self) -> None:
         if not self.values or list(self.values) != sorted(set(self.values)):
-            raise SpaceError(f"decision {self.id}: values must be increasing and distinct: {self.values}")
+            raise SpaceError(
+                f"decision {self.id}: values must be increasing and distinct: {self.values}"
+            )
 
     @property
     def largest(self) -> int:

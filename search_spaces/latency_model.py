@@ -13,17 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from latency_tables import Kernel, KernelUse
 from numpy.typing import NDArray
 
 from compressors.structure import Layer
+from latency_tables import Kernel, KernelUse
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import DecisionKind
-from search_spaces.network_space import NetworkSpace, layer_tables
+from search_spaces.network_space import LayerTables, NetworkSpace, layer_tables
 from search_spaces.policy import Policy
 
 # Blocks (or single layers) before and after whose precision and presence may change a layer's kernels.
-NEIGHBOURS = 3
+NEIGHBOURS = 2
 # Ridge on one-hot terms: a term seen n times is shrunk by n / (n + RIDGE).
 RIDGE = 0.3
 # Error of summed kernels against whole networks beyond what the samples show (FIELD: 1 to 4 %), anchored.
@@ -71,7 +71,11 @@ def sample_policies(network_space: NetworkSpace, count: int, seed: int) -> list[
     for _ in range(count * 4):
         if len(found) == count:
             break
-        keep, integer, width = rng.uniform(0.4, 1.0), rng.choice([rng.uniform(), 1.0]), rng.uniform(0.5, 2.0)
+        keep, integer, width = (
+            rng.uniform(0.4, 1.0),
+            rng.choice([rng.uniform(), 1.0]),
+            rng.uniform(0.5, 2.0),
+        )
         indices = []
         for decision in space.decisions:
             n = len(decision.values)
@@ -126,12 +130,19 @@ def fit_latency(
     errors = np.abs(model.price(indices[test]) / true - 1)
     spread = float(np.sqrt(np.mean(errors**2) + TABLE_ERROR**2))
     return LatencyFit(
-        CostModel(model.constant, model.factors, spread), float(errors.mean()), float(errors.max()), held
+        CostModel(model.constant, model.factors, spread),
+        float(errors.mean()),
+        float(errors.max()),
+        held,
     )
 
 
 def _fit_layer(
-    network_space: NetworkSpace, layer: Layer, k: int, indices: NDArray[np.int64], costs: NDArray[np.float64]
+    network_space: NetworkSpace,
+    layer: Layer,
+    k: int,
+    indices: NDArray[np.int64],
+    costs: NDArray[np.float64],
 ) -> tuple[list[Factor], float]:
     """Terms of one layer: a table over its own decisions, plus what depends on its surroundings."""
     tables = layer_tables(network_space, layer)
@@ -143,7 +154,8 @@ def _fit_layer(
         return [], 0.0
     places, costs, indices = places[alive], costs[alive], indices[alive]
     around = Surroundings.of(network_space, k)
-    features = around.features(indices)
+    widths = _Widths.of(network_space, tables, around)
+    features = widths.scale(around.features(indices), indices)
     extra = np.zeros(len(costs))
     main = np.zeros(shape)
     weights = np.zeros(features.shape[1])
@@ -154,17 +166,56 @@ def _fit_layer(
         extra = features @ weights
     factors = [Factor(scope, main * (tables.outputs > 0))] if scope else []
     if around.scope:
-        sizes = [len(network_space.space.decisions[i].values) for i in around.scope]
+        joint = tuple(sorted({*around.scope, *widths.scope}))
+        sizes = [len(network_space.space.decisions[i].values) for i in joint]
         every = np.zeros((int(np.prod(sizes)), len(network_space.space)), dtype=np.int64)
-        every[:, list(around.scope)] = np.stack(np.unravel_index(np.arange(len(every)), sizes), axis=1)
-        table = (around.features(every) @ weights).reshape(sizes)
+        every[:, list(joint)] = np.stack(np.unravel_index(np.arange(len(every)), sizes), axis=1)
+        table = (widths.scale(around.features(every), every) @ weights).reshape(sizes)
         if around.home is not None:
             # A dropped layer costs nothing.
             dropped = [slice(None)] * len(sizes)
-            dropped[around.scope.index(around.home)] = slice(0, 1)
+            dropped[joint.index(around.home)] = slice(0, 1)
             table[tuple(dropped)] = 0.0
-        factors.append(Factor(around.scope, table))
+        factors.append(Factor(joint, table))
     return factors, 0.0 if scope else float(main)
+
+
+@dataclass(frozen=True)
+class _Widths:
+    """How many of its channels a layer makes: what conversions around it cost is proportional to them.
+
+    Attributes:
+        scope: positions of the decisions that set them.
+        table: float64, one axis a decision of the scope: kept share of the outputs.
+    """
+
+    scope: tuple[int, ...]
+    table: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, network_space: NetworkSpace, tables: LayerTables, around: Surroundings) -> _Widths:
+        if not around.scope:
+            return cls((), np.ones(()))
+        decisions = network_space.space.decisions
+        share = tables.outputs / max(float(tables.outputs.max()), 1.0)
+        # Only the channels' own axes; along the others the share is the same (or zero, where dropped).
+        picks = tuple(
+            slice(None) if decisions[i].kind is DecisionKind.CHANNELS else -1 for i in tables.scope
+        )
+        scope = tuple(i for i in tables.scope if decisions[i].kind is DecisionKind.CHANNELS)
+        table = share[picks]
+        moving = tuple(a for a in range(table.ndim) if np.ptp(table, axis=a).max() > 0)
+        index = tuple(slice(None) if a in moving else -1 for a in range(table.ndim))
+        return cls(tuple(scope[a] for a in moving), table[index])
+
+    def scale(
+        self, features: NDArray[np.float64], indices: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """The features once as they are and once times the share, float64 [n, 2 features]."""
+        if not self.scope:
+            return features
+        share = self.table[tuple(indices[:, i] for i in self.scope)]
+        return np.concatenate([features, features * share[:, None]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -212,10 +263,18 @@ class Surroundings:
         before: list[int] = []
         after: list[int] = []
         for j in range(k - 1, -1, -1):  # the last layer of each unit before
-            if unit[j] != unit[k] and len(before) < NEIGHBOURS and unit[j] not in {unit[i] for i in before}:
+            if (
+                unit[j] != unit[k]
+                and len(before) < NEIGHBOURS
+                and unit[j] not in {unit[i] for i in before}
+            ):
                 before.append(j)
         for j in range(k + 1, len(layers)):  # the first layer of each unit after
-            if unit[j] != unit[k] and len(after) < NEIGHBOURS and unit[j] not in {unit[i] for i in after}:
+            if (
+                unit[j] != unit[k]
+                and len(after) < NEIGHBOURS
+                and unit[j] not in {unit[i] for i in after}
+            ):
                 after.append(j)
         before, after = _until_certain(before, neighbour), _until_certain(after, neighbour)
         me = neighbour(k)
@@ -243,7 +302,9 @@ class Surroundings:
         states += [_integer(indices, s.precision) for s in self.siblings]
         columns = []
         subsets = [(0, 1), (0, 2), (0, 1, 2), tuple(range(len(states)))]
-        subsets += [(0, j) for j in range(3, len(states))] + [(0, 1, j) for j in range(3, len(states))]
+        subsets += [(0, j) for j in range(3, len(states))] + [
+            (0, 1, j) for j in range(3, len(states))
+        ]
         subsets += [(0, 2, j) for j in range(3, len(states))]
         for subset in dict.fromkeys(subsets):
             flat = np.zeros(n, dtype=np.int64)
@@ -265,7 +326,7 @@ def _integer(indices: NDArray[np.int64], precision: int | None) -> NDArray[np.in
     """1 where the layer runs in integers (its first value), 0 where in float."""
     if precision is None:
         return np.zeros(len(indices), dtype=np.int64)
-    return (indices[:, precision] == 0).astype(np.int64)
+    return np.asarray(indices[:, precision] == 0, dtype=np.int64)
 
 
 def _nearest(indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...]) -> NDArray[np.int64]:
@@ -273,7 +334,9 @@ def _nearest(indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...]) -> 
     state = np.full(len(indices), 2, dtype=np.int64)
     for candidate in reversed(candidates):
         kept = (
-            np.ones(len(indices), dtype=bool) if candidate.block is None else indices[:, candidate.block] == 1
+            np.ones(len(indices), dtype=bool)
+            if candidate.block is None
+            else indices[:, candidate.block] == 1
         )
         state = np.where(kept, _integer(indices, candidate.precision), state)
     return state
@@ -287,7 +350,10 @@ def _ridge(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArra
 
 
 def _fill(
-    places: NDArray[np.int64], costs: NDArray[np.float64], shape: tuple[int, ...], alive: NDArray[np.bool_]
+    places: NDArray[np.int64],
+    costs: NDArray[np.float64],
+    shape: tuple[int, ...],
+    alive: NDArray[np.bool_],
 ) -> NDArray[np.float64]:
     """A table over the layer's own decisions: means where policies were seen, else a product of marginal effects.
 

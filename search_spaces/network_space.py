@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from latency_tables import Target
 from torch import Tensor, nn
 
 from compressors.compressor import Choices
 from compressors.groups import PruningGroup, find_groups
 from compressors.structure import Layer, Structure, analyse
+from latency_tables import Target
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
 from search_spaces.errors import SpaceError
@@ -71,7 +71,9 @@ class NetworkSpace:
     def scope_of(self, layer: Layer) -> tuple[int, ...]:
         """Positions of the decisions that shape a layer: its block, channels it makes or reads, its precision."""
         ids = [f"{layer.path}:precision"]
-        ids += [f"{root}:channels" for root, group in self.groups.items() if _touches(group, layer.path)]
+        ids += [
+            f"{root}:channels" for root, group in self.groups.items() if _touches(group, layer.path)
+        ]
         block = self.block_of(layer.path)
         if block is not None:
             ids.append(f"{block}:block")
@@ -111,7 +113,7 @@ def build_space(
         if path not in modules:
             raise SpaceError(f"excluded module {path!r} does not exist in the network")
     structure = analyse(network, example)
-    left_out = {path: reason for path, reason in structure.skipped.items()}
+    left_out = dict(structure.skipped)
     groups: dict[str, PruningGroup] = {}
     if scope in ("prune", "joint"):
         found, reasons = find_groups(network, example, exclude)
@@ -122,7 +124,11 @@ def build_space(
 
 
 def _decisions(
-    structure: Structure, groups: dict[str, PruningGroup], target: Target, scope: str, exclude: tuple[str, ...]
+    structure: Structure,
+    groups: dict[str, PruningGroup],
+    target: Target,
+    scope: str,
+    exclude: tuple[str, ...],
 ) -> Iterable[Decision]:
     blocks = [b.path for b in structure.blocks]
     if scope == "quantize":
@@ -143,11 +149,19 @@ def _decisions(
             local = block is not None and all(inside(m.path, (block,)) for m in group.members)
             if len(values) > 1:
                 yield Decision(
-                    f"{group.root}:channels", DecisionKind.CHANNELS, values, block_id if local else None, features
+                    f"{group.root}:channels",
+                    DecisionKind.CHANNELS,
+                    values,
+                    block_id if local else None,
+                    features,
                 )
         if scope != "prune" and not inside(layer.path, exclude) and runs_integer(layer, target):
             yield Decision(
-                f"{layer.path}:precision", DecisionKind.PRECISION, (INTEGER_BITS, FLOAT_BITS), block_id, features
+                f"{layer.path}:precision",
+                DecisionKind.PRECISION,
+                (INTEGER_BITS, FLOAT_BITS),
+                block_id,
+                features,
             )
 
 
@@ -283,7 +297,9 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     left = np.array([float(size) for _, size in file_sizes]) - model.price(indices)
     precision, block = space.of_kind(DecisionKind.PRECISION), space.of_kind(DecisionKind.BLOCK)
     integers = np.array([_active_integers(space, p) for p, _ in file_sizes], dtype=float)
-    drops = (indices[:, list(block)] == 0).sum(axis=1).astype(float) if block else np.zeros(len(left))
+    drops = (
+        (indices[:, list(block)] == 0).sum(axis=1).astype(float) if block else np.zeros(len(left))
+    )
     design = np.stack([np.ones(len(left)), integers, drops], axis=1)
     used = [0] + [k for k in (1, 2) if np.ptp(design[:, k]) > 0]
     solved = np.zeros(3)

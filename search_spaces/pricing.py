@@ -113,7 +113,7 @@ class Pricer:
             return np.ones(self._sizes[len(prefix)], dtype=bool)
         options = np.stack([look.options(prefix) for look in self._lookaheads])
         excess = (options / self._bounds).max(axis=2).min(axis=0)
-        fits = excess <= 1
+        fits = np.asarray(excess <= 1)
         if not fits.any():
             fits[excess.argmin()] = True
         return fits

@@ -121,7 +121,11 @@ class SearchSpace:
         return tuple(i for i, d in enumerate(self.decisions) if d.kind is kind)
 
     def to_json(self) -> dict[str, Any]:
-        return {"version": 1, "digest": self.digest, "decisions": [d.to_json() for d in self.decisions]}
+        return {
+            "version": 1,
+            "digest": self.digest,
+            "decisions": [d.to_json() for d in self.decisions],
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SearchSpace:

@@ -116,7 +116,11 @@ class FinalistPicker:
         while len(accepted) < count:
             self._check()
             candidate = next(
-                (c for c in best_first(trials, self.pricer, spec.objective, spec.max_drop) if c[0] not in tried),
+                (
+                    c
+                    for c in best_first(trials, self.pricer, spec.objective, spec.max_drop)
+                    if c[0] not in tried
+                ),
                 None,
             )
             if candidate is None and accepted:
@@ -125,7 +129,9 @@ class FinalistPicker:
             if policy in tried:
                 break
             tried.add(policy)
-            self._stage("finalists", f"exporting and measuring policy {policy.digest}", len(tried), 0)
+            self._stage(
+                "finalists", f"exporting and measuring policy {policy.digest}", len(tried), 0
+            )
             finalist = self.measure(policy, candidate[1] if candidate else None)
             (accepted if finalist.met else refused).append(finalist)
             if not finalist.met:
@@ -148,14 +154,18 @@ class FinalistPicker:
 
     def check_file(self, file: Path, policy: Policy) -> tuple[float, dict[str, float]]:
         """Measured latency ratio and violated bounds of an exported file."""
-        measured = self._setup.target.measure({"baseline": self._baseline, "it": file}, seconds=MEASURE_SECONDS)
+        measured = self._setup.target.measure(
+            {"baseline": self._baseline, "it": file}, seconds=MEASURE_SECONDS
+        )
         ratio = measured.ratio("it", "baseline")
         have = {
             "latency_ms": self._uncompressed["latency_ms"] * ratio,
             "size_bytes": float(file.stat().st_size),
             "macs": self.pricer.costs(policy)["macs"],
         }
-        violations = {q: have[q] / v - 1 for q, v in self.pricer.limits.items() if have[q] > v * (1 + 1e-9)}
+        violations = {
+            q: have[q] / v - 1 for q, v in self.pricer.limits.items() if have[q] > v * (1 + 1e-9)
+        }
         return ratio, violations
 
     def _correct(self, missed: Finalist) -> None:
@@ -178,7 +188,9 @@ class FinalistPicker:
         found = [t for t in trials if isinstance(t.outcome, Evaluation)]
         space = self.pricer.space
         wanted = (
-            max(found, key=lambda t: t.outcome.score if isinstance(t.outcome, Evaluation) else 0.0).policy
+            max(
+                found, key=lambda t: t.outcome.score if isinstance(t.outcome, Evaluation) else 0.0
+            ).policy
             if found
             else space.uncompressed()
         )
@@ -199,7 +211,9 @@ def finetuned(
         Each trained finalist with its new network and its search score, and notes for the report.
     """
     spec = setup.spec
-    stage("finetune", f"training {len(finalists)} finalists for {spec.finetune.epochs} epochs", 0, 0)
+    stage(
+        "finetune", f"training {len(finalists)} finalists for {spec.finetune.epochs} epochs", 0, 0
+    )
     recipe = Recipe(spec.finetune.epochs, augment=_augment(setup), seed=spec.agent.seed)
     dataset = setup.data.train if setup.data.finetune is None else setup.data.finetune
     train = TrainFinalist(setup, finalists, dataset, recipe, builder)

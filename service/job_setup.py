@@ -62,7 +62,9 @@ class JobSetup:
 
     def scorer(self) -> PolicyScorer:
         """A scorer in this process that shares the compressor."""
-        return PolicyScorer(self.compressor, self.network.network_space, self.search, self.data.evaluate)
+        return PolicyScorer(
+            self.compressor, self.network.network_space, self.search, self.data.evaluate
+        )
 
     def scorer_builder(self, directory: Path) -> ScorerBuilder:
         """What workers build their scorers from; the images go to a file in ``directory``."""
@@ -167,13 +169,17 @@ def _check_classes(output_shape: tuple[int, ...], data: DataBundle, seen: Exampl
     if len(output_shape) != 2:
         raise DataError(
             f"the network gives {list(output_shape[1:])} an example; class scores [classes] are needed, "
-            "or a data factory with its own \"evaluate\""
+            'or a data factory with its own "evaluate"'
         )
     outputs = output_shape[1]
     declared = getattr(data.train, "classes", None)
     largest = int(seen.targets.max()) + 1
     classes = len(declared) if declared is not None else largest
-    if largest > outputs or (declared is not None and classes != outputs) or int(seen.targets.min()) < 0:
+    if (
+        largest > outputs
+        or (declared is not None and classes != outputs)
+        or int(seen.targets.min()) < 0
+    ):
         raise DataError(
             f"the data has {max(classes, largest)} classes and the network {outputs} outputs; use a network made "
             "for this data, e.g. with num_classes set"
@@ -193,5 +199,7 @@ def default_shape(source: str, sources: Sources, given: str | None) -> tuple[int
         return int(parts[0]), int(parts[1]), int(parts[2])
     shape = sources.default_input(source)
     if shape is None:
-        raise SourceError(f"{source!r} has no default input; give --input CxHxW, e.g. --input 3x32x32")
+        raise SourceError(
+            f"{source!r} has no default input; give --input CxHxW, e.g. --input 3x32x32"
+        )
     return shape

@@ -21,7 +21,9 @@ class ModelSpec(_Strict):
 
 
 class DataSpec(_Strict):
-    source: str = Field(description="digits, imagefolder:NAME, torchvision:NAME or python:MODULE:FACTORY")
+    source: str = Field(
+        description="digits, imagefolder:NAME, torchvision:NAME or python:MODULE:FACTORY"
+    )
 
 
 class SpaceSpec(_Strict):
@@ -70,7 +72,7 @@ class JobSpec(_Strict):
         if self.objective == "latency" and self.max_drop is None:
             raise ValueError("objective latency needs max_drop, e.g. 0.005 for half a point")
         if self.objective == "accuracy" and not self.budget:
-            raise ValueError("objective accuracy needs a budget, e.g. {\"latency\": 0.5}")
+            raise ValueError('objective accuracy needs a budget, e.g. {"latency": 0.5}')
         if self.objective == "accuracy" and self.max_drop is not None:
             raise ValueError("max_drop belongs to objective latency")
         return self

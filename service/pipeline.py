@@ -29,7 +29,6 @@ from service.report_page import render
 from service.reporting import build_report, measure_files, write_json, write_trials
 from service.search_loop import SearchLoop, Trial
 
-
 # Fake quantization must agree with the exported file on this share of the search images.
 AGREEMENT = 0.995
 
@@ -51,8 +50,12 @@ def limits_of(spec: JobSpec, prices: Prices) -> dict[str, float]:
         return {}
     limits = Budget.of(spec.budget).limits(prices.uncompressed)
     if all(prices.uncompressed[quantity] <= limit for quantity, limit in limits.items()):
-        have = ", ".join(f"{q} {prices.uncompressed[q]:.6g} (bound {v:.6g})" for q, v in limits.items())
-        raise BudgetError(f"the uncompressed network already meets the budget in full: {have}; lower a bound")
+        have = ", ".join(
+            f"{q} {prices.uncompressed[q]:.6g} (bound {v:.6g})" for q, v in limits.items()
+        )
+        raise BudgetError(
+            f"the uncompressed network already meets the budget in full: {have}; lower a bound"
+        )
     return limits
 
 
@@ -67,7 +70,9 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     """
     begun = time.monotonic()
     deadline = None if spec.max_seconds is None else begun + spec.max_seconds
-    setup = load_job(spec, context.sources, context.weights_path, lambda name, text: context.stage(name, text))
+    setup = load_job(
+        spec, context.sources, context.weights_path, lambda name, text: context.stage(name, text)
+    )
     space = setup.network.network_space.space
     pinned = context.pin("space", {"digest": space.digest})
     if pinned["digest"] != space.digest:
@@ -93,13 +98,17 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     pricer.require_reachable()
     trials, records = _search(spec, setup, pricer, context, hidden, deadline)
     if not any(isinstance(t.outcome, Evaluation) for t in trials):
-        reasons = sorted({t.outcome.reason for t in trials if not isinstance(t.outcome, Evaluation)})
-        raise SearchFailed(f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}")
+        reasons = sorted(
+            {t.outcome.reason for t in trials if not isinstance(t.outcome, Evaluation)}
+        )
+        raise SearchFailed(
+            f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}"
+        )
     picker = FinalistPicker(
         setup, pricer, prices.uncompressed, prices.baseline, hidden, context.check, context.stage
     )
     finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
-    policy, compressed, evaluation, notes = _finish(spec, setup, finalists, picker, context, hidden)
+    policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
     report = _report(
         spec, setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
         {
@@ -116,11 +125,18 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
 
 
 def _search(
-    spec: JobSpec, setup: JobSetup, pricer: Pricer, context: JobContext, hidden: Path, deadline: float | None
+    spec: JobSpec,
+    setup: JobSetup,
+    pricer: Pricer,
+    context: JobContext,
+    hidden: Path,
+    deadline: float | None,
 ) -> tuple[list[Trial], list[TrialRecord]]:
     space = setup.network.network_space.space
     objective = Objective.of(spec.objective, pricer, spec.max_drop)
-    agent = make_agent(spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed, objective)
+    agent = make_agent(
+        spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed, objective
+    )
     records: list[TrialRecord] = []
 
     def record(trial: TrialRecord) -> None:
@@ -130,7 +146,12 @@ def _search(
     loop = SearchLoop(agent, pricer, record, context.check, context.stage)
     earlier = context.recorded()
     if earlier:
-        context.stage("search", f"replaying {len(earlier)} recorded trials", len(earlier), spec.agent.evaluations)
+        context.stage(
+            "search",
+            f"replaying {len(earlier)} recorded trials",
+            len(earlier),
+            spec.agent.evaluations,
+        )
         loop.replay(earlier)
         records.extend(earlier)
     if len(earlier) < spec.agent.evaluations:
@@ -147,14 +168,15 @@ def _finish(
     spec: JobSpec,
     setup: JobSetup,
     finalists: list[Finalist],
-    picker: FinalistPicker,
     context: JobContext,
     hidden: Path,
 ) -> tuple[Policy, Compressed, Evaluation, list[str]]:
     """The winner: by search score after fine-tuning, never by the test split."""
     notes = []
     if not finalists[0].met:
-        notes.append("no policy met the budget when measured; the nearest is returned with its violation")
+        notes.append(
+            "no policy met the budget when measured; the nearest is returned with its violation"
+        )
     if not spec.finetune.epochs:
         best = finalists[0]
         return best.policy, best.compressed, best.evaluation, notes
@@ -164,11 +186,15 @@ def _finish(
     before = ", ".join(
         f"{f.policy.digest}: {f.evaluation.score:.4f} -> {e.score:.4f}" for f, _, e in tuned
     )
-    return finalist.policy, compressed, evaluation, [*notes, *more, f"search score by fine-tuning: {before}"]
+    return (
+        finalist.policy,
+        compressed,
+        evaluation,
+        [*notes, *more, f"search score by fine-tuning: {before}"],
+    )
 
 
 def _report(
-    spec: JobSpec,
     setup: JobSetup,
     prices: Prices,
     limits: dict[str, float],
@@ -234,7 +260,9 @@ def _references(setup: JobSetup, pricer: Pricer) -> tuple[dict[str, Policy], lis
     found["uniform_prune_int8"] = uniform.policy
     notes = []
     if uniform.enforced:
-        notes.append("no single keep ratio with int8 meets the budget; that reference was lowered further")
+        notes.append(
+            "no single keep ratio with int8 meets the budget; that reference was lowered further"
+        )
     return found, notes
 
 
@@ -250,7 +278,10 @@ def _leave(
     space = setup.network.network_space.space
     save(compressed.network, compressed.plan, workdir)
     assert (workdir / PLAN_FILE).exists()
-    write_json(workdir / "policy.json", policy.to_json(space.ids) | {"decisions": space.to_json()["decisions"]})
+    write_json(
+        workdir / "policy.json",
+        policy.to_json(space.ids) | {"decisions": space.to_json()["decisions"]},
+    )
     documents = [dataclasses.asdict(record) for record in records]
     write_trials(workdir / "trials.parquet", space.ids, documents)
     (workdir / "report.html").write_text(render(report, documents))

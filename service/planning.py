@@ -22,7 +22,9 @@ _KERNEL_SECONDS = 0.15
 _LOOKED_AT = 24
 
 
-def plan(spec: JobSpec, sources: Sources, weights_path: Path | None, data_dir: Path) -> dict[str, Any]:
+def plan(
+    spec: JobSpec, sources: Sources, weights_path: Path | None, data_dir: Path
+) -> dict[str, Any]:
     """What a job would decide and spend.
 
     The smallest reachable MACs and size are exact to a percent. The smallest latency needs kernel times: it is given
@@ -57,7 +59,11 @@ def plan(spec: JobSpec, sources: Sources, weights_path: Path | None, data_dir: P
         "left_out": [{"group": g, "reason": r} for g, r in sorted(network_space.left_out.items())],
         "smallest": _smallest(setup, graphs, looked, table, macs),
         "uncompressed": {"macs": sum(layer.macs for layer in network_space.structure.layers)},
-        "kernels": {"known": len(uses) - missing, "missing_in_sample": missing, "sampled_policies": len(looked)},
+        "kernels": {
+            "known": len(uses) - missing,
+            "missing_in_sample": missing,
+            "sampled_policies": len(looked),
+        },
         "estimated_seconds": {
             "graphs": per_graph * SAMPLES,
             "kernels": min(MEASURE_SECONDS, 3 * missing * _KERNEL_SECONDS),
@@ -78,7 +84,9 @@ def _evaluation_seconds(setup: JobSetup) -> float:
     return time.perf_counter() - begun
 
 
-def _smallest(setup: JobSetup, graphs: Graphs, looked: Any, table: Any, macs: Any) -> dict[str, Any]:
+def _smallest(
+    setup: JobSetup, graphs: Graphs, looked: Any, table: Any, macs: Any
+) -> dict[str, Any]:
     from search_spaces import Pricer
     from search_spaces.network_space import size_model
 

@@ -88,9 +88,9 @@ class Graphs:
             skeleton = Skeleton(compressor, target.batch)
             for policy in sample_policies(network_space, VERIFIED, seed=1):
                 choices = network_space.choices(policy)
-                if _kernel_counts(target, skeleton.model(choices).SerializeToString()) != _kernel_counts(
-                    target, self._export(choices)
-                ):
+                if _kernel_counts(
+                    target, skeleton.model(choices).SerializeToString()
+                ) != _kernel_counts(target, self._export(choices)):
                     raise ExportError("a cut graph has other kernels than the exported one")
             self._skeleton = skeleton
         except ExportError as error:
@@ -117,7 +117,9 @@ def _kernel_counts(target: Target, model: bytes) -> Counter[str]:
     return counts
 
 
-def integer_layers(network_space: NetworkSpace, target: Target, exclude: tuple[str, ...]) -> frozenset[str]:
+def integer_layers(
+    network_space: NetworkSpace, target: Target, exclude: tuple[str, ...]
+) -> frozenset[str]:
     """All layers that the reference "uniform int8" quantizes."""
     from search_spaces.network_space import inside
 
@@ -182,24 +184,35 @@ def learn_prices(
     anchors = Anchors(**pinned["anchors"])
     lookup = Rows(table, pinned["rows"])
     graphs_priced = [PricedGraph(policy, uses) for policy, uses, _ in sampled]
-    fit = fit_latency(network_space, graphs_priced, lambda kernel: 1e3 * anchored(kernel, lookup, anchors))
-    size = size_model(network_space, [(policy, size) for policy, _, size in sampled])
+    fit = fit_latency(
+        network_space, graphs_priced, lambda kernel: 1e3 * anchored(kernel, lookup, anchors)
+    )
+    sizes = size_model(network_space, [(policy, size) for policy, _, size in sampled])
     macs = macs_model(network_space)
-    pricer = Pricer(space, {"latency_ms": fit.model, "size_bytes": size, "macs": macs})
+    pricer = Pricer(space, {"latency_ms": fit.model, "size_bytes": sizes, "macs": macs})
     uncompressed = {
         "latency_ms": anchors.latency_ms,
         "size_bytes": float(baseline.stat().st_size),
         "macs": pricer.costs(space.uncompressed())["macs"],
     }
     total = sum(lookup.us(u.kernel) * u.count for u in sampled[0][1])
-    modelled = sum(lookup.us(u.kernel) * u.count for u in sampled[0][1] if table.lookup(u.kernel) is None)
+    modelled = sum(
+        lookup.us(u.kernel) * u.count for u in sampled[0][1] if table.lookup(u.kernel) is None
+    )
     if lookup.unknown:
         notes.append(
             f"{len(lookup.unknown)} kernels could neither be measured nor modelled and are priced at zero: "
             + "; ".join(sorted(lookup.unknown)[:5])
         )
     return Prices(
-        pricer, uncompressed, fit, table, anchors, baseline, modelled / total if total else 0.0, tuple(notes)
+        pricer,
+        uncompressed,
+        fit,
+        table,
+        anchors,
+        baseline,
+        modelled / total if total else 0.0,
+        tuple(notes),
     )
 
 
@@ -242,7 +255,7 @@ def _measure(
     """Times the kernels the table lacks, those used most first."""
     table = store.load(target)
     uses = merge_uses(use for graph in graphs for use in graph)
-    missing = set(k.key for k in table.missing(use.kernel for use in uses))
+    missing = {k.key for k in table.missing(use.kernel for use in uses)}
     wanted = [u.kernel for u in sorted(uses, key=lambda u: -u.count) if u.kernel.key in missing]
     if not wanted:
         return table, []
@@ -257,7 +270,10 @@ def _measure(
         return False
 
     done = target.measure_kernels(
-        wanted, progress=lambda a, b: stage("measure", "timing kernels", a, b), stop=stop, max_seconds=seconds
+        wanted,
+        progress=lambda a, b: stage("measure", "timing kernels", a, b),
+        stop=stop,
+        max_seconds=seconds,
     )
     table = store.add(target, done.rows)  # kept even when the job is being cancelled
     if stopped:

@@ -27,7 +27,17 @@ from service.price_setup import Prices
 from service.search_loop import Trial
 
 _CHUNK = 500
-_PACKAGES = ("trimtab", "torch", "torchvision", "timm", "onnx", "onnxruntime", "torch-pruning", "ray", "numpy")
+_PACKAGES = (
+    "trimtab",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "torch-pruning",
+    "ray",
+    "numpy",
+)
 REPORT_SECONDS = 4.0
 
 Stage = Callable[[str, str, int, int], None]
@@ -50,15 +60,15 @@ class Measured:
 
     def to_json(self) -> dict[str, Any]:
         n = len(self.right)
-        if self.exact:
-            interval = share_ci95(int(self.right.sum()), n)
-        else:
-            interval = mean_ci95(self.right)[1:]
+        interval = share_ci95(int(self.right.sum()), n) if self.exact else mean_ci95(self.right)[1:]
         return {
             "accuracy": float(self.right.mean()),
             "accuracy_ci95": list(interval),
             "latency_ms": self.latency,
-            "energy_mj": {"value": None, "provenance": "not measured: no energy counter on this target"},
+            "energy_mj": {
+                "value": None,
+                "provenance": "not measured: no energy counter on this target",
+            },
             "size_bytes": self.size_bytes,
             "packed_bytes": None,
             "macs": self.macs,
@@ -88,7 +98,9 @@ def measure_files(
             if setup.data.evaluate is None:
                 score = (outputs.argmax(1) == examples.targets).double().numpy()
             else:
-                score = np.asarray(torch.as_tensor(setup.data.evaluate(outputs, examples.targets)).double())
+                score = np.asarray(
+                    torch.as_tensor(setup.data.evaluate(outputs, examples.targets)).double()
+                )
             scores[name].append(score)
     found = {}
     for name, file in files.items():
@@ -202,7 +214,10 @@ def build_report(
         "winner": policy.digest,
         "baseline": baseline.to_json(),
         "compressed": chosen.to_json(),
-        "latency_ratio": {"estimate": ratio, "ci95": list(timed.ratio_ci95("compressed", "baseline"))},
+        "latency_ratio": {
+            "estimate": ratio,
+            "ci95": list(timed.ratio_ci95("compressed", "baseline")),
+        },
         "accuracy_drop": drop,
         "references": {
             name: None
@@ -242,13 +257,16 @@ def write_trials(path: Path, ids: tuple[str, ...], records: list[dict[str, Any]]
         "number": [r["number"] for r in records],
         "told": [r["told"] for r in records],
         "cached": [r["cached"] for r in records],
-        "score": [None if r["evaluation"] is None else r["evaluation"]["scores"][0] for r in records],
+        "score": [
+            None if r["evaluation"] is None else r["evaluation"]["scores"][0] for r in records
+        ],
         "top1": [None if r["evaluation"] is None else r["evaluation"]["top1"] for r in records],
         "failure": [None if r["failure"] is None else r["failure"]["reason"] for r in records],
     }
     for quantity in ("latency_ms", "latency_ms_upper", "size_bytes", "macs"):
         columns[f"predicted_{quantity}"] = [
-            None if r["evaluation"] is None else r["evaluation"]["costs"].get(quantity) for r in records
+            None if r["evaluation"] is None else r["evaluation"]["costs"].get(quantity)
+            for r in records
         ]
     for id_ in ids:
         columns[f"policy:{id_}"] = [r["policy"].get(id_) for r in records]

@@ -50,7 +50,9 @@ class SearchLoop:
         self._asked = 0
         self._told = 0
         self._cache: dict[Policy, Evaluation | Failure] = {}
-        self._waiting: list[tuple[Proposal, int, int]] = []  # asked but not evaluated: a lost attempt's
+        self._waiting: list[
+            tuple[Proposal, int, int]
+        ] = []  # asked but not evaluated: a lost attempt's
         self.trials: list[Trial] = []
         self.replayed = 0
 
@@ -76,7 +78,9 @@ class SearchLoop:
             self._cache[policy] = outcome
             self.trials.append(Trial(record.number, policy, outcome))
             self._told += 1
-        self._waiting = [(proposal, number, after) for number, (proposal, after) in sorted(proposals.items())]
+        self._waiting = [
+            (proposal, number, after) for number, (proposal, after) in sorted(proposals.items())
+        ]
         self.replayed = len(records)
 
     def run(self, pool: EvaluatorPool, evaluations: int, deadline: float | None) -> list[Trial]:
@@ -95,7 +99,11 @@ class SearchLoop:
         while self._told < evaluations:
             self._check()
             late = deadline is not None and time.monotonic() > deadline
-            while not late and pool.in_flight < pool.capacity and (self._waiting or self._asked < evaluations):
+            while (
+                not late
+                and pool.in_flight < pool.capacity
+                and (self._waiting or self._asked < evaluations)
+            ):
                 item = self._next()
                 if item is None:
                     break
@@ -108,7 +116,12 @@ class SearchLoop:
                     twins[policy] = []
                     flying[pool.submit(policy)] = item
             if not flying:
-                if late or self._agent.finished or self._told >= evaluations or self._asked >= evaluations:
+                if (
+                    late
+                    or self._agent.finished
+                    or self._told >= evaluations
+                    or self._asked >= evaluations
+                ):
                     break
                 continue
             for finished in pool.wait(timeout=1.0):
@@ -137,7 +150,12 @@ class SearchLoop:
         return replace(outcome, costs=costs, violations=self._pricer.violations(costs))
 
     def _tell(
-        self, proposal: Proposal, number: int, after: int, outcome: Evaluation | Failure, cached: bool
+        self,
+        proposal: Proposal,
+        number: int,
+        after: int,
+        outcome: Evaluation | Failure,
+        cached: bool,
     ) -> None:
         good = isinstance(outcome, Evaluation)
         record = TrialRecord(
@@ -158,7 +176,11 @@ class SearchLoop:
     def _progress(self, evaluations: int, begun: float) -> None:
         fresh = self._told - self.replayed
         message = ""
-        scores = [t.outcome.score for t in self.trials if isinstance(t.outcome, Evaluation) and t.outcome.feasible]
+        scores = [
+            t.outcome.score
+            for t in self.trials
+            if isinstance(t.outcome, Evaluation) and t.outcome.feasible
+        ]
         if scores:
             message = f"best score {max(scores):.4f}"
         if fresh > 0:

@@ -34,9 +34,12 @@ def test_every_dependency_is_pinned_without_local_paths() -> None:
 
 def test_the_report_template_is_package_data() -> None:
     assert resources.files("service").joinpath("pages/report.html").is_file()
-    assert "*.html" in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "package-data"
-    ]["service.pages"]
+    assert (
+        "*.html"
+        in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+            "package-data"
+        ]["service.pages"]
+    )
 
 
 def test_the_scripts_are_sound() -> None:

@@ -36,7 +36,13 @@ def test_slice_and_pad_streams_are_left_out_with_the_reason() -> None:
 def test_coupled_streams_and_depthwise_layers_are_one_group() -> None:
     groups, _ = find_groups(prepare(randomized(mobile())), example_input(SHAPE))
     by_root = {g.root: {(m.path, m.axis) for m in g.members} for g in groups}
-    assert by_root["0"] >= {("0", "out"), ("3.body.6", "out"), ("4.body.6", "out"), ("7", "in"), ("3.body.0", "in")}
+    assert by_root["0"] >= {
+        ("0", "out"),
+        ("3.body.6", "out"),
+        ("4.body.6", "out"),
+        ("7", "in"),
+        ("3.body.0", "in"),
+    }
     assert by_root["3.body.0"] >= {("3.body.0", "out"), ("3.body.3", "both"), ("3.body.6", "in")}
 
 
@@ -49,7 +55,9 @@ def test_a_flatten_maps_each_channel_to_all_its_positions() -> None:
 
 
 def test_excluded_modules_keep_their_groups_whole() -> None:
-    groups, left_out = find_groups(prepare(PadResNet()), example_input(SHAPE), exclude=("blocks.1",))
+    groups, left_out = find_groups(
+        prepare(PadResNet()), example_input(SHAPE), exclude=("blocks.1",)
+    )
     assert {g.root for g in groups} == {"blocks.0.conv1", "blocks.2.conv1"}
     assert "excluded" in left_out["blocks.1.conv1"]
 
@@ -59,11 +67,13 @@ def test_only_blocks_that_keep_shapes_can_be_dropped() -> None:
     structure = analyse(network, example_input(SHAPE))
     assert [b.path for b in structure.blocks] == ["blocks.0", "blocks.2"]
     compressor = Compressor(network, example_input(SHAPE, 32), [])
-    out = compressor.compress(Choices(dropped=("blocks.0", "blocks.2"))).network(example_input(SHAPE))
+    out = compressor.compress(Choices(dropped=("blocks.0", "blocks.2"))).network(
+        example_input(SHAPE)
+    )
     assert out.shape == (2, 5)
-    with pytest.raises(PruningError, match="blocks.1|fails"):
+    with pytest.raises(PruningError, match=r"blocks\.1|fails"):
         compressor.compress(Choices(dropped=("blocks.1",)))
-    with pytest.raises(PruningError, match="no block 'blocks.9'"):
+    with pytest.raises(PruningError, match=r"no block 'blocks\.9'"):
         compressor.compress(Choices(dropped=("blocks.9",)))
 
 
@@ -85,7 +95,13 @@ def test_a_network_with_two_outputs_is_refused() -> None:
 @needs_zoo
 @pytest.mark.parametrize(
     ("name", "groups", "blocks"),
-    [("resnet20", 9, 7), ("resnet56", 27, 25), ("mobilenet_v2", 25, 10), ("vgg16_bn", 13, 0), ("vit", 6, 6)],
+    [
+        ("resnet20", 9, 7),
+        ("resnet56", 27, 25),
+        ("mobilenet_v2", 25, 10),
+        ("vgg16_bn", 13, 0),
+        ("vit", 6, 6),
+    ],
 )
 def test_zoo_networks_give_valid_compressed_networks(name: str, groups: int, blocks: int) -> None:
     network = prepare(zoo(name))

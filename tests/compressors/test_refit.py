@@ -78,7 +78,9 @@ def test_unfolded_networks_compute_the_same_and_fold_back(name: str) -> None:
     ready = trainable(network, made.network, made.plan).eval()
     with torch.no_grad():
         torch.testing.assert_close(ready(x), made.network(x), rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(folded(ready, made.plan)(x), made.network(x), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            folded(ready, made.plan)(x), made.network(x), rtol=1e-3, atol=1e-3
+        )
     assert all(p.requires_grad for p in ready.parameters())
 
 
@@ -130,7 +132,9 @@ def test_augmentation_moves_and_mirrors_but_keeps_shape() -> None:
     assert out.shape == (40, 3, 8, 8)
     assert not torch.equal(out, images.repeat(20, 1, 1, 1))
     # Channels of one image move together.
-    assert torch.equal((out[0, 1] - out[0, 0])[out[0, 0] > 0], torch.full_like(out[0, 0], 64)[out[0, 0] > 0])
+    assert torch.equal(
+        (out[0, 1] - out[0, 0])[out[0, 0] > 0], torch.full_like(out[0, 0], 64)[out[0, 0] > 0]
+    )
 
 
 def test_plain_chain_has_no_norm_to_unfold() -> None:

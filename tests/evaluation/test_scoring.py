@@ -89,10 +89,14 @@ def test_the_uncompressed_network_scores_best_and_smaller_ones_worse() -> None:
     whole = made.score(space.uncompressed())
     assert whole.score == pytest.approx(0, abs=1e-5) and whole.top1 == 1.0
     assert whole.top1_drop == (0.0, 0.0, 0.0) and whole.seconds > 0
-    small = made.score(space.policy([d.values[0] if d.kind == "channels" else d.largest for d in space.decisions]))
+    small = made.score(
+        space.policy([d.values[0] if d.kind == "channels" else d.largest for d in space.decisions])
+    )
     assert small.score < whole.score - 0.01
     assert small.interval[0] < small.score < small.interval[1]
-    assert small.top1_drop is not None and small.top1_drop[0] == pytest.approx(1 - (small.top1 or 0))
+    assert small.top1_drop is not None and small.top1_drop[0] == pytest.approx(
+        1 - (small.top1 or 0)
+    )
 
 
 def test_a_metric_of_the_users_own_is_the_score() -> None:

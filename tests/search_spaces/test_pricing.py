@@ -9,20 +9,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import BudgetError, CostModel, Decision, DecisionKind, Factor, Lookahead, Pricer, SearchSpace
+from search_spaces import (
+    BudgetError,
+    CostModel,
+    Decision,
+    DecisionKind,
+    Factor,
+    Lookahead,
+    Pricer,
+    SearchSpace,
+)
 
 
 def random_model(rng: np.random.Generator, sizes: list[int], factors: int) -> CostModel:
     made = []
     for _ in range(factors):
-        scope = tuple(sorted(rng.choice(len(sizes), size=min(len(sizes), rng.integers(1, 4)), replace=False)))
+        scope = tuple(
+            sorted(rng.choice(len(sizes), size=min(len(sizes), rng.integers(1, 4)), replace=False))
+        )
         made.append(Factor(tuple(int(i) for i in scope), rng.random([sizes[i] for i in scope])))
     return CostModel(float(rng.random()), tuple(made))
 
 
 def space_of(sizes: list[int]) -> SearchSpace:
     return SearchSpace(
-        tuple(Decision(f"m{i}:channels", DecisionKind.CHANNELS, tuple(range(1, n + 1))) for i, n in enumerate(sizes))
+        tuple(
+            Decision(f"m{i}:channels", DecisionKind.CHANNELS, tuple(range(1, n + 1)))
+            for i, n in enumerate(sizes)
+        )
     )
 
 
@@ -73,7 +87,10 @@ def test_single_bound_allows_exactly_what_can_be_completed() -> None:
     for t in range(len(sizes)):
         for prefix in itertools.product(*(range(n) for n in sizes[:t])):
             fits = [
-                (prices[(everything[:, : t + 1] == [*prefix, v]).all(axis=1)] <= pricer.limits["latency_ms"]).any()
+                (
+                    prices[(everything[:, : t + 1] == [*prefix, v]).all(axis=1)]
+                    <= pricer.limits["latency_ms"]
+                ).any()
                 for v in range(sizes[t])
             ]
             if any(fits):

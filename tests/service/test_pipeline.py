@@ -54,13 +54,17 @@ def spec_of(**changes: Any) -> JobSpec:
     return JobSpec.model_validate(fields | changes)
 
 
-def run(spec: JobSpec, out: Path, data_dir: Path, weights: Path | None, sources: Sources | None = None) -> dict[str, Any]:
+def run(
+    spec: JobSpec, out: Path, data_dir: Path, weights: Path | None, sources: Sources | None = None
+) -> dict[str, Any]:
     with LocalContext(spec, out, data_dir, sources or Sources(), weights, threads=1) as context:
         return run_job(spec, context)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, weights: Path, data_dir: Path) -> tuple[Path, dict[str, Any]]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, weights: Path, data_dir: Path
+) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("out")
     return out, run(spec_of(), out, data_dir, weights)
 
@@ -70,18 +74,26 @@ def test_the_report_speaks_of_the_artifact(finished: tuple[Path, dict[str, Any]]
     assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
     for side in ("baseline", "compressed"):
         assert 0 < report[side]["latency_ms"]["p50"] <= report[side]["latency_ms"]["p90"]
-        assert report[side]["accuracy_ci95"][0] <= report[side]["accuracy"] <= report[side]["accuracy_ci95"][1]
+        assert (
+            report[side]["accuracy_ci95"][0]
+            <= report[side]["accuracy"]
+            <= report[side]["accuracy_ci95"][1]
+        )
         assert report[side]["energy_mj"]["value"] is None
     assert report["compressed"]["size_bytes"] == (out / "model.onnx").stat().st_size
     assert report["baseline"]["accuracy"] > 0.9
     # The file gives the accuracy that the report claims.
     data = Sources().data("digits")
-    images = np.stack([np.asarray(data.test[i][0]) for i in range(len(data.test))]).astype(np.float32)  # type: ignore[arg-type]
+    images = np.stack([np.asarray(data.test[i][0]) for i in range(len(data.test))]).astype(
+        np.float32
+    )  # type: ignore[arg-type]
     labels = np.array([int(data.test[i][1]) for i in range(len(data.test))])  # type: ignore[arg-type]
     answers = parse_target("x86-ort").run(out / "model.onnx", images).argmax(1)
     assert float((answers == labels).mean()) == pytest.approx(report["compressed"]["accuracy"])
     drop = report["accuracy_drop"]
-    assert drop["estimate"] == pytest.approx(report["baseline"]["accuracy"] - report["compressed"]["accuracy"])
+    assert drop["estimate"] == pytest.approx(
+        report["baseline"]["accuracy"] - report["compressed"]["accuracy"]
+    )
     assert drop["images"] == len(labels) and report["agreement"] >= 0.995
     assert set(report["references"]) == {"uniform_int8", "uniform_prune_int8"}
     assert report["evaluations"] == 4 and report["budget"] == {"latency": 0.6}
@@ -94,7 +106,8 @@ def test_the_compressed_network_loads_in_torch(finished: tuple[Path, dict[str, A
     network = trimtab.load(digits_cnn, out)
     data = Sources().data("digits")
     right = sum(
-        int(network(torch.as_tensor(data.test[i][0])[None]).argmax() == data.test[i][1]) for i in range(100)
+        int(network(torch.as_tensor(data.test[i][0])[None]).argmax() == data.test[i][1])
+        for i in range(100)
     )
     assert right / 100 == pytest.approx(report["compressed"]["accuracy"], abs=0.12)
     policy = json.loads((out / "policy.json").read_text())
@@ -119,7 +132,10 @@ def test_the_same_seed_and_prices_give_the_same_policies(
 
     resumed = False
     out = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt), CutOff(spec, out, data_dir, Sources(), weights, threads=1) as context:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        CutOff(spec, out, data_dir, Sources(), weights, threads=1) as context,
+    ):
         run_job(spec, context)
     resumed = True
     with CutOff(spec, out, data_dir, Sources(), weights, threads=1) as context:
@@ -140,7 +156,9 @@ def test_fine_tuning_keeps_the_policy_and_reports_the_trained_file(
     weights: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     spec = spec_of(
-        budget={"macs": 0.3}, space={"scope": "prune"}, finetune={"epochs": 1, "finalists": 2, "augment": "none"}
+        budget={"macs": 0.3},
+        space={"scope": "prune"},
+        finetune={"epochs": 1, "finalists": 2, "augment": "none"},
     )
     report = run(spec, tmp_path, data_dir, weights)
     assert any("fine-tuning" in note for note in report["notes"])
@@ -150,7 +168,9 @@ def test_fine_tuning_keeps_the_policy_and_reports_the_trained_file(
 
 
 def test_the_fastest_within_a_drop(weights: Path, data_dir: Path, tmp_path: Path) -> None:
-    spec = spec_of(budget={}, objective="latency", max_drop=0.2, agent={"name": "amc", "evaluations": 6})
+    spec = spec_of(
+        budget={}, objective="latency", max_drop=0.2, agent={"name": "amc", "evaluations": 6}
+    )
     report = run(spec, tmp_path, data_dir, weights)
     assert report["objective"] == "latency" and report["budget_limits"] == {}
     assert report["latency_ratio"]["estimate"] < 1
@@ -166,7 +186,12 @@ def test_the_fastest_within_a_drop(weights: Path, data_dir: Path, tmp_path: Path
     ],
 )
 def test_budgets_and_spaces_that_cannot_work(
-    changes: dict[str, Any], error: type[TrimtabError], says: str, weights: Path, data_dir: Path, tmp_path: Path
+    changes: dict[str, Any],
+    error: type[TrimtabError],
+    says: str,
+    weights: Path,
+    data_dir: Path,
+    tmp_path: Path,
 ) -> None:
     with pytest.raises(error, match=says):
         run(spec_of(**changes), tmp_path, data_dir, weights)
@@ -179,7 +204,7 @@ def test_weights_that_do_not_fit_name_the_tensors(data_dir: Path, tmp_path: Path
         run(spec_of(), tmp_path / "out", data_dir, bad)
 
 
-USER_CODE = '''
+USER_CODE = """
 import torch
 from torch import nn
 
@@ -198,7 +223,7 @@ def seven_classes():
 
 def no_test():
     return {"train": [(torch.zeros(1, 8, 8), 0)] * 100}
-'''
+"""
 
 
 @pytest.mark.parametrize(
