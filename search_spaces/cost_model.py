@@ -165,7 +165,8 @@ class Lookahead:
 
     def _spread(self, message: _Message, scope: tuple[int, ...]) -> NDArray[np.float64]:
         shape = [self._sizes[j] if j in message.scope else 1 for j in scope]
-        return np.asarray(np.reshape(message.table, (len(self._weights), *shape)))
+        spread: NDArray[np.float64] = message.table.reshape((len(self._weights), *shape))
+        return spread
 
     @property
     def floor(self) -> NDArray[np.float64]:

@@ -110,7 +110,7 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
     policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
     report = _report(
-        spec, setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
+        setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
         {
             "search_score": {"winner": evaluation.score, "interval": list(evaluation.interval)},
             "corrections": picker.corrections,
