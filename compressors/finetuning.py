@@ -59,7 +59,14 @@ def trainable(original: nn.Module, compressed: nn.Module, plan: Plan) -> nn.Modu
     """
     network = copy.deepcopy(original)
     drop_blocks(network, plan.dropped)
-    slice_channels(network, plan.channels)
+    channels = dict(plan.channels)
+    for layer, norm in plan.folded:
+        # Groups are found with norms folded, so the plan need not name the norms.
+        axes = plan.channels.get(layer, {})
+        kept = axes.get("out", axes.get("both"))
+        if kept is not None:
+            channels[norm] = {"both": kept}
+    slice_channels(network, channels)
     alive = [pair for pair in plan.folded if _exists(network, pair[0])]
     folded_norms = {path for pair in alive for path in (f"{pair[0]}.weight", f"{pair[0]}.bias")}
     state = {k: v for k, v in compressed.state_dict().items() if k not in folded_norms}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from compressors import Compressor, find_groups, prepare
+from compressors import Compressor, analyse, find_groups, fold_norms, foldable, prepare
 from compressors.compressor import Choices
 from compressors.finetuning import Recipe, augmented, finetune, folded, trainable
 from compressors.refit import patches, solve
@@ -69,10 +69,14 @@ def test_refit_brings_the_outputs_nearer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_unfolded_networks_compute_the_same_and_fold_back(name: str) -> None:
+@pytest.mark.parametrize("norms", ["in place", "folded"])
+def test_unfolded_networks_compute_the_same_and_fold_back(name: str, norms: str) -> None:
     network = prepare(randomized(SMALL[name]()))
     x = example_input(SHAPE, 64)
-    groups, _ = find_groups(network, x[:2])
+    seen = prepare(network)
+    if norms == "folded":  # as jobs find their groups: the norms are no members then
+        fold_norms(seen, foldable(network, analyse(network, x)))
+    groups, _ = find_groups(seen, x[:2])
     compressor = Compressor(network, x, groups)
     made = compressor.compress(Choices({g.root: g.channels // 2 for g in groups}))
     ready = trainable(network, made.network, made.plan).eval()
