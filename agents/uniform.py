@@ -98,7 +98,8 @@ def uniform_policies(space: SearchSpace, pricer: Pricer) -> list[UniformPolicy]:
 def best_uniform(space: SearchSpace, pricer: Pricer, precision: int | None) -> UniformPolicy:
     """The largest uniform keep ratio at ``precision`` within the budget: the report's reference.
 
-    Where no ratio fits, its smallest is brought inside by lowering single decisions (``enforced``).
+    Where no ratio fits (width hardly buys time in integers), ratios are brought inside by lowering single
+    decisions (``enforced``), and the one that keeps most multiply-accumulates is the reference.
     """
     prunable = bool(space.of_kind(DecisionKind.CHANNELS))
     steps = range(GRID, 0, -1) if prunable else [GRID]
@@ -106,8 +107,12 @@ def best_uniform(space: SearchSpace, pricer: Pricer, precision: int | None) -> U
         policy = uniform_policy(space, step / GRID, precision)
         if pricer.within(policy):
             return UniformPolicy(step / GRID, precision, False, policy)
-    indices = [int(i) for i in space.indices(policy)]
-    return UniformPolicy(steps[-1] / GRID, precision, True, pricer.enforce(indices))
+    lowered = []
+    for step in [s for s in steps if s % (GRID // 8) == 0 or s == GRID]:
+        indices = space.indices(uniform_policy(space, step / GRID, precision))
+        policy = pricer.enforce([int(i) for i in indices])
+        lowered.append(UniformPolicy(step / GRID, precision, True, policy))
+    return max(lowered, key=lambda u: pricer.costs(u.policy).get("macs", u.ratio))
 
 
 class UniformAgent:

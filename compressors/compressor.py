@@ -23,7 +23,9 @@ from compressors.quantization import (
     activation_scales,
     fake_quantize_weight,
     fit_weight,
+    past_dropped,
     quantized_sites,
+    round_bias,
 )
 from compressors.refit import Refitter, Target, collect_targets, refittable
 from compressors.structure import Structure, analyse
@@ -149,18 +151,23 @@ class Compressor:
         sites = quantized_sites(self.structure, integer, choices.dropped)
         refitted = self._pass(network, channels, choices, refit, sites)
         observer, done = refitted
+        activations = activation_scales(sites, observer.ranges)
+        resolve = past_dropped(self.structure, choices.dropped)
         weights = {}
         for path in integer:
-            module = network.get_submodule(path)
+            layer, module = self.structure.layer(path), network.get_submodule(path)
             assert isinstance(module, nn.Conv2d | nn.Linear)
             weights[path] = fit_weight(module.weight, self._limit)
             module.weight.data = fake_quantize_weight(module.weight, weights[path])
+            if module.bias is not None and (layer.kind != "linear" or len(layer.input_shape) == 2):
+                reads = activations[resolve(layer.input)]
+                module.bias.data = round_bias(module.bias, weights[path], reads)
         plan = Plan(
             folded=self.folded_pairs,
             dropped=choices.dropped,
             channels=channels,
             weights=weights,
-            activations=activation_scales(sites, observer.ranges),
+            activations=activations,
             input_shape=tuple(self.images.shape[1:]),
         )
         return Compressed(network, plan, tuple(done))

@@ -169,6 +169,10 @@ def finetune(
         network.eval()
         _store(network, directory, epoch + 1)
         after_epoch(epoch + 1, network)
+    if start >= recipe.epochs:
+        after_epoch(
+            start, network.eval()
+        )  # finished by an earlier attempt that could not report it
     return network.eval()
 
 

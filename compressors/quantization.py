@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,7 @@ def quantized_sites(
         reshapes) a tensor keeps its scale, else the runtime would requantize there.
     """
     chosen = set(layers)
-    alias = {b.output: b.input for b in structure.blocks if b.path in set(dropped)}
-
-    def resolve(site: str) -> str:
-        while site in alias:
-            site = alias[site]
-        return site
-
+    resolve = past_dropped(structure, dropped)
     sites: dict[str, str] = {}
     for layer in structure.layers:
         if layer.path in chosen:
@@ -56,6 +50,31 @@ def quantized_sites(
             root = before
         sites[site] = root
     return sites
+
+
+def past_dropped(structure: Structure, dropped: Iterable[str]) -> Callable[[str], str]:
+    """Maps a site to the one that is read in its place when blocks are dropped."""
+    gone = set(dropped)
+    alias = {b.output: b.input for b in structure.blocks if b.path in gone}
+
+    def resolve(site: str) -> str:
+        while site in alias:
+            site = alias[site]
+        return site
+
+    return resolve
+
+
+def round_bias(bias: Tensor, weight: WeightScale, activation: ActivationScale) -> Tensor:
+    """A bias on the grid of the integer accumulator, ``scale_x * scale_w[c]``, as the exporter stores it.
+
+    The step is tiny, but where a sum falls between two activation levels it decides which; left out, such
+    flips add up over the layers to one answer in a hundred.
+    """
+    step = np.float64(activation.scale) * np.array(weight.scale, dtype=np.float64)
+    bound = 2**31 - 1
+    integers = np.rint(bias.detach().numpy() / step).clip(-bound, bound)
+    return torch.from_numpy((integers * step.astype(np.float32)).astype(np.float32))
 
 
 def fit_weight(weight: Tensor, limit: int = 127) -> WeightScale:

@@ -140,7 +140,9 @@ class Lookahead:
                 # its scope; after that the bucket it went into has absorbed it.
                 for t in range(scope[-2] if len(scope) > 1 else 0, i):
                     self._live[t].append(message)
-        self._floor = self._constant + sum((m.table for m in final), np.zeros_like(self._constant))
+        self._floor: NDArray[np.float64] = self._constant + sum(
+            (m.table for m in final), np.zeros_like(self._constant)
+        )
 
     def _partition(self, bucket: list[_Message], limit: int) -> list[list[_Message]]:
         groups: list[tuple[set[int], list[_Message]]] = []
@@ -165,8 +167,7 @@ class Lookahead:
 
     def _spread(self, message: _Message, scope: tuple[int, ...]) -> NDArray[np.float64]:
         shape = [self._sizes[j] if j in message.scope else 1 for j in scope]
-        spread: NDArray[np.float64] = message.table.reshape((len(self._weights), *shape))
-        return spread
+        return message.table.reshape(len(self._weights), *shape)
 
     @property
     def floor(self) -> NDArray[np.float64]:

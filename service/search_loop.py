@@ -182,7 +182,7 @@ class SearchLoop:
             if isinstance(t.outcome, Evaluation) and t.outcome.feasible
         ]
         if scores:
-            message = f"best score {max(scores):.4f}"
+            message = f"best score {max(scores):.4g}"
         if fresh > 0:
             left = (time.monotonic() - begun) / fresh * (evaluations - self._told)
             message += f"{', ' if message else ''}about {left:.0f} s left"
