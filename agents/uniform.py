@@ -70,8 +70,7 @@ def uniform_policies(space: SearchSpace, pricer: Pricer) -> list[UniformPolicy]:
 
     Precisions take turns, so the first few are the best uniform policy of each. The whole grid is
     looked through rather than bisected, because latency is a staircase that a smaller ratio can
-    climb (63 channels run slower than 64). Where no ratio of a precision fits, its smallest is
-    brought inside by ``pricer.enforce``.
+    climb (63 channels run slower than 64). Where no ratio of a precision fits, see ``best_uniform``.
     """
     families: list[list[UniformPolicy]] = []
     seen: set[Policy] = set()
@@ -85,11 +84,10 @@ def uniform_policies(space: SearchSpace, pricer: Pricer) -> list[UniformPolicy]:
                 family.append(UniformPolicy(ratio, precision, False, policy))
             seen.add(policy)
         if not family:
-            lowest = uniform_policy(space, ratios[-1], precision)
-            policy = pricer.enforce([int(i) for i in space.indices(lowest)])
-            if policy not in seen:
-                family.append(UniformPolicy(ratios[-1], precision, True, policy))
-                seen.add(policy)
+            lowered = _lowered(space, pricer, precision)
+            if lowered.policy not in {u.policy for found in families for u in found}:
+                family.append(lowered)
+                seen.add(lowered.policy)
         families.append(family)
     longest = max(len(family) for family in families)
     return [family[rank] for rank in range(longest) for family in families if rank < len(family)]
@@ -107,11 +105,17 @@ def best_uniform(space: SearchSpace, pricer: Pricer, precision: int | None) -> U
         policy = uniform_policy(space, step / GRID, precision)
         if pricer.within(policy):
             return UniformPolicy(step / GRID, precision, False, policy)
+    return _lowered(space, pricer, precision)
+
+
+def _lowered(space: SearchSpace, pricer: Pricer, precision: int | None) -> UniformPolicy:
+    """Of several ratios brought inside the budget decision by decision, the one with most MACs left."""
+    prunable = bool(space.of_kind(DecisionKind.CHANNELS))
     lowered = []
-    for step in [s for s in steps if s % (GRID // 8) == 0 or s == GRID]:
-        indices = space.indices(uniform_policy(space, step / GRID, precision))
+    for ratio in (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125) if prunable else (1.0,):
+        indices = space.indices(uniform_policy(space, ratio, precision))
         policy = pricer.enforce([int(i) for i in indices])
-        lowered.append(UniformPolicy(step / GRID, precision, True, policy))
+        lowered.append(UniformPolicy(ratio, precision, True, policy))
     return max(lowered, key=lambda u: pricer.costs(u.policy).get("macs", u.ratio))
 
 
