@@ -216,18 +216,16 @@ def _report(
         "baseline": round(prices.uncompressed["macs"]),
         "compressed": round(pricer.costs(policy)["macs"]),
     }
-    predicted: dict[str, float | None] = {
-        "baseline": None,
-        # As the search saw it, before any correction.
-        "compressed": prices.pricer.costs(policy)["latency_ms"],
-    }
+    whole = prices.uncompressed["latency_ms"]
+    # As the search saw it, before any correction.
+    predicted = {"compressed": prices.pricer.costs(policy)["latency_ms"] / whole}
     references, why = _references(setup, pricer)
     for name, reference in references.items():
         made = setup.compressor.compress(setup.network.network_space.choices(reference))
         files[name] = hidden / f"{name}.onnx"
         save_onnx(export_onnx(made.network, made.plan, batch), files[name])
         costs = prices.pricer.costs(reference)
-        macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"]
+        macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"] / whole
     measured, timed = measure_files(setup, files, macs, predicted, context.stage, context.check)
     extra["agreement"] = agreement(setup, compressed, artifact)
     if extra["agreement"] < AGREEMENT:
