@@ -139,6 +139,9 @@ def finetune(
             training.
     """
     start = _resume(network, directory)
+    # Channels last is the faster layout for training on processors and GPUs alike; results do not depend on it.
+    network.to(memory_format=torch.channels_last)
+    teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
     parameters = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.decay
@@ -158,6 +161,8 @@ def finetune(
             labels = torch.tensor([int(y) for _, y in chosen])
             if recipe.augment == "crop_flip" and images.dim() == 4:
                 images = augmented(images, generator)
+            if images.dim() == 4:
+                images = images.contiguous(memory_format=torch.channels_last)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate * _schedule(step, total)
             loss = _loss(network(images), teacher, images, labels, recipe)
