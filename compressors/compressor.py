@@ -28,7 +28,7 @@ from compressors.quantization import (
     round_bias,
 )
 from compressors.refit import Refitter, Target, collect_targets, refittable
-from compressors.structure import Structure, analyse
+from compressors.structure import Structure, analyse, inside
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Compressor:
         integer = [
             layer.path
             for layer in self.structure.layers
-            if layer.path in choices.integer and not _inside(layer.path, choices.dropped)
+            if layer.path in choices.integer and not inside(layer.path, choices.dropped)
         ]
         sites = quantized_sites(self.structure, integer, choices.dropped)
         refitted = self._pass(network, channels, choices, refit, sites)
@@ -185,7 +185,7 @@ class Compressor:
         pruned = [
             layer.path
             for layer in self.structure.layers
-            if "in" in channels.get(layer.path, {}) and not _inside(layer.path, choices.dropped)
+            if "in" in channels.get(layer.path, {}) and not inside(layer.path, choices.dropped)
         ]
         refit = refit and bool(pruned)
         # Two images are enough for the guard alone.
@@ -224,7 +224,3 @@ class Compressor:
                 self.folded, self.structure, self.images, wanted, self._places
             )
         return self._targets
-
-
-def _inside(path: str, blocks: tuple[str, ...]) -> bool:
-    return any(path == block or path.startswith(block + ".") for block in blocks)

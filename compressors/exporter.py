@@ -14,7 +14,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from torch import Tensor, nn
+from torch import nn
 
 from compressors.errors import ExportError
 from compressors.plan import Plan, WeightScale
@@ -212,7 +212,3 @@ def save_onnx(model: onnx.ModelProto, path: Path) -> None:
     part = path.with_suffix(".part")
     part.write_bytes(model.SerializeToString())
     part.replace(path)
-
-
-def as_input(images: Tensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(images.numpy(), dtype=np.float32)

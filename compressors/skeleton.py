@@ -20,7 +20,7 @@ from compressors.exporter import export_onnx, scope_path
 from compressors.plan import ActivationScale, Plan, WeightScale
 from compressors.pruner import Channels
 from compressors.quantization import quantized_sites
-from compressors.structure import MOVERS, RECTIFIERS
+from compressors.structure import MOVERS, RECTIFIERS, inside
 
 _COMPUTE = ("Conv", "Gemm", "MatMul")
 
@@ -103,8 +103,8 @@ class Skeleton:
                 near = [
                     k
                     for k, layer in enumerate(layers)
-                    if (not path or _inside(layer.path, (path,)))
-                    and (_inside(path, blocks) or not _inside(layer.path, blocks))
+                    if (not path or inside(layer.path, (path,)))
+                    and (inside(path, blocks) or not inside(layer.path, blocks))
                 ]
                 before = [k for k in near if k <= above]
                 # At the root everything above is "within the module"; only the very last layer counts there.
@@ -121,7 +121,7 @@ class Skeleton:
         """The graph of a policy; nodes are named ``/<owning layer>/<operator>...``."""
         structure = self._compressor.structure
         dropped = tuple(choices.dropped)
-        integer = [p for p in self._layers if p in choices.integer and not _inside(p, dropped)]
+        integer = [p for p in self._layers if p in choices.integer and not inside(p, dropped)]
         sites = quantized_sites(structure, integer, dropped)
         alias = self._aliases(sites, dropped)
         channels = self._compressor.channels(choices)
@@ -252,7 +252,3 @@ class Skeleton:
         model.graph.input.extend(self._model.graph.input)
         model.graph.output.extend(self._model.graph.output)
         return model
-
-
-def _inside(path: str, blocks: tuple[str, ...]) -> bool:
-    return any(path == block or path.startswith(block + ".") for block in blocks)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from compressors.call_graph import INPUT_SITE, Call, CallGraph, ModuleUse, record
+from compressors.call_graph import Call, CallGraph, ModuleUse, record
 
 # Functions that zero (or cap) from below at 0 and so merge with an unsigned quantizer of their output.
 RECTIFIERS = frozenset({"relu", "relu6", "hardtanh"})
@@ -94,6 +95,11 @@ class Structure:
 
     def layer(self, path: str) -> Layer:
         return next(layer for layer in self.layers if layer.path == path)
+
+
+def inside(path: str, modules: Iterable[str]) -> bool:
+    """Whether a module is one of the others or lies within one."""
+    return any(path == m or path.startswith(m + ".") for m in modules)
 
 
 def analyse(network: nn.Module, example: Tensor) -> Structure:
@@ -216,15 +222,6 @@ def _adds_input(use: ModuleUse, by_site: dict[str, Call]) -> bool:
         else:
             return False
     return False
-
-
-def output_shape(network: nn.Module, example: Tensor) -> tuple[int, ...]:
-    """Shape of the network's output, batch first. Raises TraceError where the forward pass fails."""
-    return record(network, example).output_shape
-
-
-def input_site() -> str:
-    return INPUT_SITE
 
 
 def example_input(shape: tuple[int, int, int], batch: int = 2) -> Tensor:

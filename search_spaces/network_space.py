@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compressors.compressor import Choices
 from compressors.groups import PruningGroup, find_groups
-from compressors.structure import Layer, Structure, analyse
+from compressors.structure import Layer, Structure, analyse, inside
 from latency_tables import Target
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
@@ -78,10 +78,6 @@ class NetworkSpace:
         if block is not None:
             ids.append(f"{block}:block")
         return tuple(sorted(self.space.position[i] for i in ids if i in self.space.position))
-
-
-def inside(path: str, modules: Iterable[str]) -> bool:
-    return any(path == m or path.startswith(m + ".") for m in modules)
 
 
 def _touches(group: PruningGroup, path: str) -> bool:

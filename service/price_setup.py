@@ -13,6 +13,7 @@ import numpy as np
 from compressors import Choices, Compressor, Plan, Skeleton
 from compressors.errors import ExportError
 from compressors.exporter import export_onnx, save_onnx
+from compressors.structure import inside
 from latency_tables import Kernel, KernelUse, LatencyTable, TableStore, Target, merge_uses
 from latency_tables.errors import MeasurementError
 from search_spaces import Policy, Pricer
@@ -121,8 +122,6 @@ def integer_layers(
     network_space: NetworkSpace, target: Target, exclude: tuple[str, ...]
 ) -> frozenset[str]:
     """All layers that the reference "uniform int8" quantizes."""
-    from search_spaces.network_space import inside
-
     return frozenset(
         layer.path
         for layer in network_space.structure.layers

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from compressors import Compressed
+from compressors.structure import inside
 from evaluation.intervals import mean_ci95, share_ci95
 from evaluation.splits import gather
 from latency_tables import Measurements
 from search_spaces import Policy
-from search_spaces.network_space import inside
 from service.job_setup import JobSetup
 from service.price_setup import Prices
 from service.search_loop import Trial
