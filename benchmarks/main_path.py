@@ -103,6 +103,8 @@ def via_rest(network: str, args: argparse.Namespace, data_dir: Path, out: Path) 
     try:
         with Client(f"http://127.0.0.1:{port}", patience=120.0) as client:
             while not client.ready():
+                if server.poll() is not None:
+                    raise SystemExit(f"the server ended, see {data_dir / 'server.log'}")
                 time.sleep(0.5)
             spec = spec_of(network, args)
             spec["model"]["weights"] = client.upload_weights(
@@ -126,8 +128,8 @@ def via_rest(network: str, args: argparse.Namespace, data_dir: Path, out: Path) 
 
 
 def show(kind: str, data: dict[str, Any], seen: dict[str, Any] = {}) -> None:  # noqa: B006
-    if kind == "stage" and (data.get("name"), data.get("message", "")[:12]) != seen.get("last"):
-        seen["last"] = (data.get("name"), data.get("message", "")[:12])
+    if kind == "stage" and (data.get("stage"), data.get("message", "")[:12]) != seen.get("last"):
+        seen["last"] = (data.get("stage"), data.get("message", "")[:12])
         print(f"  {datetime.datetime.now():%H:%M:%S} {data}", file=sys.stderr, flush=True)
 
 

@@ -114,12 +114,13 @@ class Compressor:
                 picked.append((group, np.sort(self.rankings[root][:count])))
         return channels_of(self.original, picked)
 
-    def compress(self, choices: Choices, refit: bool = True) -> Compressed:
+    def compress(self, choices: Choices, refit: bool = True, quick: bool = False) -> Compressed:
         """The compressed network.
 
         Args:
             choices: what to keep.
             refit: solve pruned layers anew (``refit``).
+            quick: calibrate on two images; for graphs whose times matter and whose numbers do not.
 
         Raises:
             PruningError: the network fails after pruning, or its output changes shape.
@@ -128,7 +129,7 @@ class Compressor:
         network = copy.deepcopy(self.folded)
         drop_blocks(network, choices.dropped)
         slice_channels(network, channels)
-        return self._finish(network, channels, choices, refit)
+        return self._finish(network, channels, choices, refit, quick)
 
     def requantize(self, network: nn.Module, choices: Choices) -> Compressed:
         """Calibrates and quantizes a network that was pruned by the same choices and then trained.
@@ -141,7 +142,12 @@ class Compressor:
         )
 
     def _finish(
-        self, network: nn.Module, channels: Channels, choices: Choices, refit: bool
+        self,
+        network: nn.Module,
+        channels: Channels,
+        choices: Choices,
+        refit: bool,
+        quick: bool = False,
     ) -> Compressed:
         integer = [
             layer.path
@@ -149,7 +155,7 @@ class Compressor:
             if layer.path in choices.integer and not inside(layer.path, choices.dropped)
         ]
         sites = quantized_sites(self.structure, integer, choices.dropped)
-        refitted = self._pass(network, channels, choices, refit, sites)
+        refitted = self._pass(network, channels, choices, refit, sites, quick)
         observer, done = refitted
         activations = activation_scales(sites, observer.ranges)
         resolve = past_dropped(self.structure, choices.dropped)
@@ -179,6 +185,7 @@ class Compressor:
         choices: Choices,
         refit: bool,
         sites: dict[str, str],
+        quick: bool,
     ) -> tuple[RangeObserver, list[str]]:
         """One pass over the calibration images: refits in order, watches ranges, checks the output."""
         observer = RangeObserver(set(sites.values()))
@@ -189,7 +196,7 @@ class Compressor:
         ]
         refit = refit and bool(pruned)
         # Two images are enough for the guard alone.
-        images = self.images if refit or sites else self.images[:2]
+        images = self.images[:2] if quick or not (refit or sites) else self.images
         outputs = {
             path: torch.tensor(axes["out"], dtype=torch.long)
             for path, axes in channels.items()

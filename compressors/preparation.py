@@ -43,15 +43,18 @@ def foldable(network: nn.Module, structure: Structure) -> list[tuple[str, str]]:
     for layer in structure.layers:
         if layer.norm is not None:
             norm = network.get_submodule(layer.norm)
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            # Other subclasses may do anything in their forward.
+            known = type(norm) is nn.BatchNorm2d or type(norm).__name__ == "BatchNormAct2d"
+            if known and norm.running_mean is not None:
                 pairs.append((layer.path, layer.norm))
     return pairs
 
 
 def fold_norms(network: nn.Module, pairs: list[tuple[str, str]]) -> None:
-    """Merges batch norms into the layers before them, in place; the norms become identities.
+    """Merges batch norms into the layers before them, in place.
 
-    ``W' = gain * W`` and ``b' = gain * b + shift`` (Jacob et al. 2018, arXiv 1712.05877, section 3.2).
+    ``W' = gain * W`` and ``b' = gain * b + shift`` (Jacob et al. 2018, arXiv 1712.05877, section 3.2). The norms
+    become identities; of timm's norms with an activation inside, the activation stays.
     """
     for layer_path, norm_path in pairs:
         layer, norm = network.get_submodule(layer_path), network.get_submodule(norm_path)
@@ -60,7 +63,9 @@ def fold_norms(network: nn.Module, pairs: list[tuple[str, str]]) -> None:
         layer.weight.data = layer.weight.data * gain.view(-1, 1, 1, 1)
         bias = shift if layer.bias is None else layer.bias.data * gain + shift
         layer.bias = nn.Parameter(bias, requires_grad=False)
-        set_submodule(network, norm_path, nn.Identity())
+        inside = [getattr(norm, name, None) for name in ("drop", "act")]
+        rest = [m for m in inside if isinstance(m, nn.Module) and not isinstance(m, nn.Identity)]
+        set_submodule(network, norm_path, nn.Sequential(*rest) if rest else nn.Identity())
 
 
 def unfold_norms(network: nn.Module, folded: nn.Module, pairs: list[tuple[str, str]]) -> None:

@@ -192,6 +192,12 @@ class Refitter:
         target = self._targets[path]
         if module.weight[0].numel() > MAX_FEATURES:
             return
+        if isinstance(module, nn.Conv2d) and (
+            type(module) is not nn.Conv2d
+            or isinstance(module.padding, str)
+            or module.padding_mode != "zeros"
+        ):
+            return  # pads in a way of its own: which inputs an output reads is not known here
         values = target.values
         if path in self._channels:
             values = values[:, self._channels[path]]

@@ -32,9 +32,10 @@ def outputs_of(network: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor
     if inputs.dim() == 4:
         # oneDNN runs depthwise and 1x1 convolutions up to twice as fast on channels-last images.
         network = network.to(memory_format=torch.channels_last)
-        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if inputs.dim() == 4 else torch.contiguous_format
+    parts = (inputs[i : i + batch] for i in range(0, len(inputs), batch))
     with torch.no_grad():
-        return torch.cat([network(inputs[i : i + batch]) for i in range(0, len(inputs), batch)])
+        return torch.cat([network(part.contiguous(memory_format=layout)) for part in parts])
 
 
 def divergence(original: Tensor, compressed: Tensor) -> NDArray[np.float64]:
@@ -118,7 +119,11 @@ class PolicyScorer:
                     f"the data's metric must give one score an example, [{len(targets)}], "
                     f"not {list(per_example.shape)}"
                 )
+        if not np.isfinite(per_example).all():
+            raise ScoringError("the data's metric gave a value that is not finite")
         mean, low, high = mean_ci95(per_example)
+        if self._metric is not None:
+            return Evaluation((mean,), (low, high))
         right = (outputs.argmax(1) == targets).numpy()
         right_before = (reference.argmax(1) == targets).numpy()
         drop = mean_ci95(right_before.astype(float) - right.astype(float))

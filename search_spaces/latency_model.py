@@ -117,7 +117,9 @@ def fit_latency(
             # What comes before the first layer (quantizing the input) goes with it.
             costs[i, position.get(use.scope, 0)] += use.count * memo[key]
     held = max(1, int(len(graphs) * heldout_share))
-    train = slice(0, len(graphs) - held)
+    # A space that was sampled whole has no policy to extrapolate to: fit them all.
+    whole = space.size <= len({graph.policy for graph in graphs})
+    train = slice(0, len(graphs) if whole else len(graphs) - held)
     factors: list[Factor] = []
     constant = 0.0
     for k, layer in enumerate(layers):

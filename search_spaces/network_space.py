@@ -23,6 +23,8 @@ from search_spaces.space import SearchSpace
 SMALLEST_SHARE = 0.125
 # Values a channels decision has at most: every further one has kernels to measure.
 MOST_VALUES = 8
+# Entries of one layer's table of channel counts.
+LARGEST_TABLE = 20_000
 INTEGER_BITS = 8
 FLOAT_BITS = 32
 _KINDS = {"conv": 0, "grouped": 0, "depthwise": 1, "linear": 2}
@@ -115,8 +117,28 @@ def build_space(
         found, reasons = find_groups(network, example, exclude)
         left_out |= reasons
         groups = {group.root: group for group in found}
+        left_out |= _unpriceable(structure, groups, target)
     decisions = list(_decisions(structure, groups, target, scope, exclude))
     return NetworkSpace(SearchSpace(tuple(decisions)), structure, groups, left_out)
+
+
+def _unpriceable(
+    structure: Structure, groups: dict[str, PruningGroup], target: Target
+) -> dict[str, str]:
+    """Takes out groups that meet too many others in one layer (dense concatenation): a layer's price is a table
+    over all decisions that shape it."""
+    out: dict[str, str] = {}
+    for layer in structure.layers:
+        size = 4  # precision and block
+        for root, group in list(groups.items()):
+            if _touches(group, layer.path):
+                values = len(channel_values(group.channels, target))
+                if size * values > LARGEST_TABLE:
+                    out[root] = f"too many groups meet in {layer.path} to be priced"
+                    del groups[root]
+                else:
+                    size *= values
+    return out
 
 
 def _decisions(
@@ -273,12 +295,9 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     scopes = []
     for layer in network_space.structure.layers:
         tables = layer_tables(network_space, layer)
-        weights = layer.kernel**2 * tables.outputs
-        if layer.kind in ("conv", "linear"):
-            weights = weights * tables.inputs
-        elif layer.kind == "grouped":
-            weights = weights * layer.in_channels / max(1, layer.in_channels * layer.out_channels * layer.kernel**2
-                                                        // layer.weights)  # fmt: skip
+        dense = layer.kind in ("conv", "linear")
+        each = layer.weights / (layer.out_channels * (layer.in_channels if dense else 1))
+        weights = each * tables.outputs * (tables.inputs if dense else 1)
         # int8 weight + float scale + int8 zero point, int32 bias + float scale + int32 zero point
         integer = weights + tables.outputs * (4 + 1 + 4 + 4 + 4)
         real = 4 * weights + 4 * tables.outputs

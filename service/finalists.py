@@ -217,7 +217,9 @@ def finetuned(
     recipe = Recipe(spec.finetune.epochs, augment=_augment(setup), seed=spec.agent.seed)
     dataset = setup.data.train if setup.data.finetune is None else setup.data.finetune
     train = TrainFinalist(setup, finalists, dataset, recipe, builder)
-    tuned = tuner.run(train, range(len(finalists)), spec.finetune.epochs, workdir / ".finetune")
+    # A later attempt may pick other finalists; each set has checkpoints of its own.
+    root = workdir / ".finetune" / "-".join(f.policy.digest for f in finalists)
+    tuned = tuner.run(train, range(len(finalists)), spec.finetune.epochs, root)
     scorer = setup.scorer()
     results = []
     notes = []

@@ -18,17 +18,28 @@ def summary(trial: TrialRecord) -> dict[str, Any] | None:
         "score": evaluation["scores"][0],
         "interval": evaluation["interval"],
         "costs": evaluation["costs"],
+        "drop": (evaluation.get("top1_drop") or [1.0])[0],
     }
 
 
-def better(objective: str, one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
-    """True when ``one`` beats ``other``: a higher score, or for objective latency a shorter
-    time.
+def better(
+    spec: Mapping[str, Any], one: Mapping[str, Any], other: Mapping[str, Any] | None
+) -> bool:
+    """True when ``one`` beats ``other`` for a job's spec: a higher score; for objective latency a
+    shorter time among those whose estimated drop keeps ``max_drop``, then a smaller drop.
     """
     if other is None:
         return True
-    if objective == "latency":
-        return _latency(one) < _latency(other)
+    if spec.get("objective") == "latency":
+        bound = float(spec.get("max_drop") or 0.0)
+        keys = [
+            (
+                t.get("drop", 1.0) > bound,
+                t.get("drop", 1.0) if t.get("drop", 1.0) > bound else _latency(t),
+            )
+            for t in (one, other)
+        ]
+        return bool(keys[0] < keys[1])
     return bool(one["score"] > other["score"])
 
 

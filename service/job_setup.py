@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressors import Compressor, fold_norms, foldable, prepare
+from compressors import Compressor, TraceError, fold_norms, foldable, prepare
 from compressors.structure import analyse, example_input
 from evaluation.errors import DataError
 from evaluation.scoring import PolicyScorer, ScorerBuilder, save_images
@@ -21,9 +21,6 @@ from service.errors import SourceError
 from service.job_spec import JobSpec
 from service.sources import DataBundle, Sources
 from service.weights import load_weights
-
-# Labels looked at to find the number of classes where the data does not say.
-_LABELS = 512
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,13 @@ def load_network(
     unfolded = analyse(prepared, example)
     folded = prepare(prepared)
     fold_norms(folded, foldable(prepared, unfolded))
+    with torch.no_grad():
+        before, after = prepared(example), folded(example)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max()) + 1e-6):
+        raise TraceError(
+            "merging batch norms into the layers before them changes what the network computes; a norm of its "
+            "own kind does more than normalise"
+        )
     space = build_space(folded, example, target, scope, exclude)
     return LoadedNetwork(factory, prepared, folded, space)
 
@@ -128,11 +132,17 @@ def load_job(
     data = sources.data(spec.data.source)
     pool = data.train if data.validation is None else data.validation
     splits = carve(_length(data.train, "train"), _optional_length(data), spec.search_images)
-    calibration = gather(pool, splits.calibration, f"the {splits.source} split")
+    calibrating = splits.calibration[: _calibration_images(pool, splits)]
+    calibration = gather(pool, calibrating, f"the {splits.source} split")
     search = gather(pool, splits.search, f"the {splits.source} split")
     shape = tuple(calibration.inputs.shape[1:])
     if len(shape) != 3:
         raise DataError(f"inputs must be images [C, H, W]; the data gives {list(shape)}")
+    if spec.objective == "latency" and data.evaluate is not None:
+        raise DataError(
+            "objective latency needs class labels to estimate the drop; with an evaluate of your own use "
+            "objective accuracy"
+        )
     stage("load", "network")
     network = load_network(
         spec.model.source, sources, weights, shape, target, spec.space.scope, spec.space.exclude
@@ -147,6 +157,13 @@ def load_job(
         target.reduce_range,
     )
     return JobSetup(spec, target, network, data, splits, calibration, search, compressor)
+
+
+def _calibration_images(pool: Any, splits: Splits) -> int:
+    """All of them run at once, so large images must be fewer: 512 up to 90 pixels, 83 at 224."""
+    first = gather(pool, splits.calibration[:1], f"the {splits.source} split").inputs
+    pixels = int(first[0, 0].numel()) if first.dim() == 4 else 1
+    return max(64, min(len(splits.calibration), 2**22 // max(1, pixels)))
 
 
 def _length(dataset: Any, name: str) -> int:
@@ -175,6 +192,10 @@ def _check_classes(output_shape: tuple[int, ...], data: DataBundle, seen: Exampl
     declared = getattr(data.train, "classes", None)
     largest = int(seen.targets.max()) + 1
     classes = len(declared) if declared is not None else largest
+    if declared is None and outputs > 10 * largest:
+        # Nothing declares the classes, and a few may be missing among the images seen; not nine in ten.
+        classes = largest
+        declared = range(largest)
     if (
         largest > outputs
         or (declared is not None and classes != outputs)

@@ -182,7 +182,7 @@ def _finish(
         return best.policy, best.compressed, best.evaluation, notes
     builder = setup.scorer_builder(hidden)
     tuned, more = finetuned(setup, finalists, context.tuner(), builder, hidden, context.stage)
-    finalist, compressed, evaluation = max(tuned, key=lambda item: item[2].score)
+    finalist, compressed, evaluation = max(tuned, key=lambda item: _wanted(spec, item[0], item[2]))
     before = ", ".join(
         f"{f.policy.digest}: {f.evaluation.score:.4f} -> {e.score:.4f}" for f, _, e in tuned
     )
@@ -192,6 +192,15 @@ def _finish(
         evaluation,
         [*notes, *more, f"search score by fine-tuning: {before}"],
     )
+
+
+def _wanted(spec: JobSpec, finalist: Finalist, evaluation: Evaluation) -> tuple[bool, float]:
+    """What the job's objective prefers among trained finalists, larger first."""
+    if spec.objective == "accuracy":
+        return True, evaluation.score
+    drop = evaluation.top1_drop[0] if evaluation.top1_drop is not None else 1.0
+    kept = drop <= (spec.max_drop or 0.0)
+    return kept, -finalist.ratio if kept else -drop
 
 
 def _report(

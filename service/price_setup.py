@@ -98,7 +98,7 @@ class Graphs:
             self.note = f"pricing exported every sampled policy, because {error}"
 
     def _export(self, choices: Choices) -> bytes:
-        made = self._compressor.compress(choices, refit=False)
+        made = self._compressor.compress(choices, refit=False, quick=True)
         data: bytes = export_onnx(made.network, made.plan, self._target.batch).SerializeToString()
         return data
 
@@ -181,6 +181,7 @@ def learn_prices(
     # A later attempt at the job must price as the first one did.
     pinned = pin("prices", {"anchors": anchors.to_json(), "rows": lookup.used})
     anchors = Anchors(**pinned["anchors"])
+    unknown = sorted(lookup.unknown)
     lookup = Rows(table, pinned["rows"])
     graphs_priced = [PricedGraph(policy, uses) for policy, uses, _ in sampled]
     fit = fit_latency(
@@ -198,10 +199,10 @@ def learn_prices(
     modelled = sum(
         lookup.us(u.kernel) * u.count for u in sampled[0][1] if table.lookup(u.kernel) is None
     )
-    if lookup.unknown:
+    if unknown:
         notes.append(
-            f"{len(lookup.unknown)} kernels could neither be measured nor modelled and are priced at zero: "
-            + "; ".join(sorted(lookup.unknown)[:5])
+            f"{len(unknown)} kernels could neither be measured nor modelled and are priced at zero: "
+            + "; ".join(unknown[:5])
         )
     return Prices(
         pricer,
@@ -261,19 +262,22 @@ def _measure(
     stopped: list[BaseException] = []
 
     def stop() -> bool:
-        try:
-            check()
-        except Exception as error:
-            stopped.append(error)
-            return True
-        return False
+        if not stopped:
+            try:
+                check()
+            except Exception as error:
+                stopped.append(error)
+        return bool(stopped)
 
-    done = target.measure_kernels(
-        wanted,
-        progress=lambda a, b: stage("measure", "timing kernels", a, b),
-        stop=stop,
-        max_seconds=seconds,
-    )
+    def progress(done: int, total: int) -> None:
+        if not stop():
+            try:
+                stage("measure", "timing kernels", done, total)
+            except Exception as error:
+                # Raised further down, after what was timed is stored.
+                stopped.append(error)
+
+    done = target.measure_kernels(wanted, progress=progress, stop=stop, max_seconds=seconds)
     table = store.add(target, done.rows)  # kept even when the job is being cancelled
     if stopped:
         raise stopped[0]
@@ -305,7 +309,7 @@ def _anchor(
     models = {"uncompressed": baseline}
     int8 = baseline.with_name(".uniform_int8.onnx")
     if integer.integer:
-        made = compressor.compress(integer, refit=False)
+        made = compressor.compress(integer, refit=False, quick=True)
         save_onnx(export_onnx(made.network, made.plan, target.batch), int8)
         models["int8"] = int8
     measured = target.measure(models, seconds=ANCHOR_SECONDS)

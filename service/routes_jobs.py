@@ -91,13 +91,12 @@ def list_policies(services: Given, job: JobId) -> dict[str, Any]:
 
 @router.get("/{job}/policies/best")
 def best_policy(services: Given, job: JobId) -> dict[str, Any]:
-    """The best trial within the budget: highest search score, or fastest for objective latency."""
+    """The best trial within the budget: highest search score, or fastest within max_drop."""
     row = services.store.get(job)
-    objective = str(row.spec.get("objective", "accuracy"))
     best: dict[str, Any] | None = None
     for trial in services.store.trials(job)[0]:
         found = summary(trial)
-        if found is not None and better(objective, found, best):
+        if found is not None and better(row.spec, found, best):
             best = {**found, "policy": trial.policy}
     if best is None:
         raise NotFoundError(f"job {job} has no trial within its budget yet")

@@ -98,7 +98,8 @@ class SearchLoop:
         begun = time.monotonic()
         while self._told < evaluations:
             self._check()
-            late = deadline is not None and time.monotonic() > deadline
+            # At least one policy is evaluated, however long the set-up took.
+            late = deadline is not None and time.monotonic() > deadline and self._asked > 0
             while (
                 not late
                 and pool.in_flight < pool.capacity

@@ -63,7 +63,7 @@ class Store(StoreLeases):
             session.get_one(Attempt, (lease.job, lease.attempt)).trials += 1
             job.trials += 1
             found = summary(trial)
-            if found and better(job.spec.get("objective", "accuracy"), found, job.best):
+            if found and better(job.spec, found, job.best):
                 job.best = found
             self._append(session, job, "trial", _trial_event(trial, job))
 

@@ -25,6 +25,37 @@ def test_folding_norms_changes_nothing(name: str) -> None:
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_norms_with_an_activation_inside_keep_it() -> None:
+    from timm.layers import BatchNormAct2d
+
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), BatchNormAct2d(16), nn.Conv2d(16, 8, 3), nn.Flatten(),
+        nn.Linear(8 * 14 * 14, 5),
+    )  # fmt: skip
+    network = prepare(randomized(network))
+    x = example_input(SHAPE, 4)
+    expected = network(x)
+    pairs = foldable(network, analyse(network, x))
+    assert pairs == [("0", "1")]
+    fold_norms(network, pairs)
+    torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-4)
+    assert any(isinstance(m, nn.ReLU) for m in network.modules())
+
+
+def test_convolutions_that_pad_in_their_own_way_are_pruned_but_not_refitted() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding="same"), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding="same"), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5),
+    )  # fmt: skip
+    network = prepare(randomized(network))
+    groups, _ = find_groups(network, example_input(SHAPE))
+    compressor = Compressor(network, example_input(SHAPE, 64), groups)
+    made = compressor.compress(Choices({g.root: 8 for g in groups}))
+    assert made.refitted == ("7",)
+    assert made.network(example_input(SHAPE)).shape == (2, 5)
+
+
 def test_slice_and_pad_streams_are_left_out_with_the_reason() -> None:
     network = prepare(randomized(PadResNet()))
     groups, left_out = find_groups(network, example_input(SHAPE))

@@ -101,7 +101,12 @@ def test_the_uncompressed_network_scores_best_and_smaller_ones_worse() -> None:
 
 def test_a_metric_of_the_users_own_is_the_score() -> None:
     made, _, examples = scorer(lambda outputs, targets: (outputs.argmax(1) == targets).float() * 2)
-    assert made.score(made._space.space.uncompressed()).score == pytest.approx(2.0)
+    whole = made.score(made._space.space.uncompressed())
+    assert whole.score == pytest.approx(2.0)
+    assert whole.top1 is None and whole.top1_drop is None  # labels mean what the metric says
+    endless, _, _ = scorer(lambda outputs, targets: torch.full((len(targets),), float("nan")))
+    with pytest.raises(ScoringError, match="not finite"):
+        endless.score(endless._space.space.uncompressed())
     broken, _, _ = scorer(lambda outputs, targets: torch.tensor(1.0))
     with pytest.raises(ScoringError, match=rf"\[{len(examples)}\]"):
         broken.score(broken._space.space.uncompressed())
