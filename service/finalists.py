@@ -20,6 +20,8 @@ from service.search_loop import Trial
 # How often the prices are corrected before the best so far is returned with its violation.
 MOST_CORRECTIONS = 5
 MEASURE_SECONDS = 2.0
+# Excluded trials that are brought back within the budget after each correction.
+REPAIRED = 3
 
 Stage = Callable[[str, str, int, int], None]
 
@@ -102,6 +104,7 @@ class FinalistPicker:
         self._stage = stage
         self._scorer = setup.scorer()
         self.corrections: list[float] = []
+        self.repaired = 0
 
     def pick(self, trials: list[Trial], count: int) -> list[Finalist]:
         """At most ``count`` finalists that keep the budget when measured.
@@ -138,6 +141,7 @@ class FinalistPicker:
                 if len(refused) > MOST_CORRECTIONS:
                     break
                 self._correct(finalist)
+                trials = [*trials, *self._repaired(trials)]
         if accepted:
             return accepted
         return sorted(refused, key=lambda f: max(f.violations.values()))[:1]
@@ -183,18 +187,37 @@ class FinalistPicker:
                 "size_bytes", max(missed.file.stat().st_size / costs["size_bytes"], 1.001)
             )
 
+    def _repaired(self, trials: list[Trial]) -> list[Trial]:
+        """The best trials that the corrected prices exclude, brought back within the budget and scored.
+
+        A correction can exclude everything the search had converged to; what is left may be far worse than
+        a slightly smaller version of the best.
+        """
+        spec = self._setup.spec
+        free = self.pricer.with_limits({})
+        known = {t.policy for t in trials}
+        made: list[Trial] = []
+        for policy, _ in best_first(trials, free, spec.objective, spec.max_drop)[:REPAIRED]:
+            repaired = self.pricer.repair(policy)
+            if repaired not in known and self.pricer.within(repaired):
+                self._check()
+                known.add(repaired)
+                self._stage("finalists", f"repairing policy {policy.digest}", len(made), REPAIRED)
+                made.append(Trial(-1, repaired, self._scorer.score(repaired)))
+        self.repaired += len(made)
+        return made
+
     def _made_to_fit(self, trials: list[Trial]) -> Policy:
         """No trial keeps the corrected prices: the best one, clipped until it does."""
         found = [t for t in trials if isinstance(t.outcome, Evaluation)]
-        space = self.pricer.space
         wanted = (
             max(
                 found, key=lambda t: t.outcome.score if isinstance(t.outcome, Evaluation) else 0.0
             ).policy
             if found
-            else space.uncompressed()
+            else self.pricer.space.uncompressed()
         )
-        return self.pricer.enforce([int(i) for i in space.indices(wanted)])
+        return self.pricer.repair(wanted)
 
 
 def finetuned(

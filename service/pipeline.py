@@ -109,6 +109,11 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     )
     finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
     policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
+    if picker.repaired:
+        notes.append(
+            f"prices were corrected {len(picker.corrections)} times by what finalists measured; "
+            f"{picker.repaired} further policies were made from the best trials and scored"
+        )
     report = _report(
         setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
         {

@@ -125,3 +125,26 @@ def test_the_upper_end_of_the_interval_is_what_counts() -> None:
 def test_an_unpriced_quantity_is_refused() -> None:
     with pytest.raises(BudgetError, match="energy_mj"):
         Pricer(space_of([2]), {}, {"energy_mj": 1.0})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(0.0, 1.0))
+def test_repaired_policies_keep_the_budget_and_what_already_does(seed: int, where: float) -> None:
+    rng = np.random.default_rng(seed)
+    sizes = [3, 2, 4, 2, 3]
+    free = Pricer(space_of(sizes), {"latency_ms": random_model(rng, sizes, 6)})
+    least = free.smallest("latency_ms")
+    whole = free.costs(free.space.uncompressed())["latency_ms"]
+    pricer = free.with_limits({"latency_ms": least + where * max(0.0, whole - least) + 1e-9})
+    repaired = pricer.repair(free.space.uncompressed())
+    assert pricer.within(repaired)
+    assert pricer.repair(repaired) == repaired
+
+
+def test_a_repair_spreads_the_loss_that_enforcing_puts_on_the_last() -> None:
+    factors = tuple(Factor((i,), np.array([1.0, 2.0, 3.0])) for i in range(4))
+    model = CostModel(0.0, factors)
+    pricer = Pricer(space_of([3] * 4), {"latency_ms": model, "macs": model}, {"latency_ms": 8.0})
+    whole = pricer.space.uncompressed()
+    assert pricer.enforce([2, 2, 2, 2]).values == (3, 3, 1, 1)
+    assert sorted(pricer.repair(whole).values) in ([1, 1, 3, 3], [1, 2, 2, 3], [2, 2, 2, 2])
