@@ -60,7 +60,8 @@ def test_slice_and_pad_streams_are_left_out_with_the_reason() -> None:
     network = prepare(randomized(PadResNet()))
     groups, left_out = find_groups(network, example_input(SHAPE))
     assert {g.root for g in groups} == {f"blocks.{i}.conv1" for i in range(3)}
-    assert any("fails after pruning" in reason for reason in left_out.values())
+    # Here half the stream happens to fit the padded shapes, so only comparing the numbers finds it out.
+    assert left_out["stem"] == "pruning it changes what the kept channels compute"
     assert "output" in left_out["head"]
 
 

@@ -57,7 +57,7 @@ def test_intervals_agree_with_scipy() -> None:
     low, high = share_ci95(83, 100)
     wilson = stats.binomtest(83, 100).proportion_ci(method="wilson")
     assert (low, high) == pytest.approx((wilson.low, wilson.high), abs=1e-6)
-    assert share_ci95(0, 10)[0] == 0.0 and share_ci95(10, 10)[1] == 1.0
+    assert share_ci95(0, 10)[0] == 0.0 and share_ci95(10, 10)[1] == pytest.approx(1.0)
     values = np.random.default_rng(0).normal(size=2000)
     mean, low, high = mean_ci95(values)
     expected = stats.norm.interval(0.95, values.mean(), stats.sem(values))
@@ -92,7 +92,7 @@ def test_the_uncompressed_network_scores_best_and_smaller_ones_worse() -> None:
     small = made.score(
         space.policy([d.values[0] if d.kind == "channels" else d.largest for d in space.decisions])
     )
-    assert small.score < whole.score - 0.01
+    assert small.interval[1] < whole.score - 0.001
     assert small.interval[0] < small.score < small.interval[1]
     assert small.top1_drop is not None and small.top1_drop[0] == pytest.approx(
         1 - (small.top1 or 0)

@@ -188,7 +188,7 @@ def test_learned_latency_terms_price_policies_nobody_fitted(name: str) -> None:
         for p in sample_policies(made, 140, seed=0)
     ]
     fit = fit_latency(made, graphs, cost)
-    assert fit.heldout >= 20
+    assert fit.heldout >= 10
     # On so small a network every conversion counts; real ones are held to less in benchmarks/.
     assert fit.heldout_mape < 0.12
     pricer = Pricer(made.space, {"latency_ms": fit.model})

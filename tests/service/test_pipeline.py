@@ -115,7 +115,7 @@ def test_the_compressed_network_loads_in_torch(finished: tuple[Path, dict[str, A
     trials = pq.read_table(out / "trials.parquet").to_pylist()
     assert [t["told"] for t in trials] == [0, 1, 2, 3]
     page = (out / "report.html").read_text()
-    assert "<html" in page and "http" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "<html" in page and "://" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_the_same_seed_and_prices_give_the_same_policies(
