@@ -59,7 +59,7 @@ def _uniform(
 
 
 AGENTS: Mapping[str, AgentEntry] = {
-    # No contest has been measured yet that would justify another choice (issue 5).
+    # No contest has been measured yet that would justify another choice.
     "auto": AgentEntry("what we choose for you: amc, until agents have been measured", _amc),
     "amc": AgentEntry(
         "reinforcement learning (DDPG), one action a decision (AMC, He et al. 2018)", _amc

@@ -101,7 +101,7 @@ def _sizes(kernel: Kernel) -> NDArray[np.float64]:
 
 
 def alignment(kernel: Kernel) -> int:
-    """The largest of 16, 8, 4, 2, 1 that divides the weight's channels (FIELD.md's staircase)."""
+    """The largest of 16, 8, 4, 2, 1 that divides the weight's channels: latency is a staircase in it."""
     weight = kernel.weight
     if kernel.bits == 8:
         return 1  # no staircase there: 63 channels take what 64 take

@@ -1,6 +1,6 @@
 """What timing whole networks gives.
 
-Absolute times on a shared machine move by 30 % within a minute (FIELD.md, section 1). Models that
+Absolute times on a shared machine move by 30 % within a minute. Models that
 are to be compared are therefore timed round robin in one run, and ratios are taken round by round.
 """
 

@@ -1,6 +1,6 @@
 """Timing kernels alone in ONNX Runtime.
 
-FIELD.md, section 1: a kernel's time is the slope between a session with many copies of it (each
+A kernel's time is the slope between a session with many copies of it (each
 with its own weights, all with the same input) and a session with one, so that the fixed cost of a
 run cancels. It is taken as a ratio to a reference network timed right beside it, over several
 interleaved rounds, so that the machine's drift cancels as well. The median over the rounds is kept.

@@ -46,7 +46,7 @@ def network_cost(
         uses: from ``Target.kernels``.
         table: where to look.
         model: estimate kernels the table lacks; False calls them unknown.
-        relative_sigma: standard error of sums in general, a fraction of the total (FIELD.md saw
+        relative_sigma: standard error of sums in general, a fraction of the total (trials saw
             about 0.01 to 0.04); the rows' intervals know nothing of it.
     """
     total = modelled = variance = 0.0

@@ -26,7 +26,7 @@ from search_spaces.policy import Policy
 NEIGHBOURS = 2
 # Ridge on one-hot terms: a term seen n times is shrunk by n / (n + RIDGE).
 RIDGE = 0.3
-# Error of summed kernels against whole networks beyond what the samples show (FIELD: 1 to 4 %), anchored.
+# Error of summed kernels against whole networks beyond what the samples show (trials saw 1 to 4 %), anchored.
 TABLE_ERROR = 0.02
 
 
