@@ -193,9 +193,18 @@ def test_learned_latency_terms_price_policies_nobody_fitted(name: str) -> None:
     assert fit.heldout_mape < 0.12
     pricer = Pricer(made.space, {"latency_ms": fit.model})
     whole = pricer.costs(made.space.uncompressed())["latency_ms"]
-    least = pricer.costs(pricer.cheapest("latency_ms"))["latency_ms"]
-    assert 0 < least < 0.6 * whole
-    half = pricer.with_limits({"latency_ms": 0.6 * whole})
+    cheapest = pricer.cheapest("latency_ms")
+    least = pricer.costs(cheapest)["latency_ms"]
+
+    def true_ms(uses: object) -> float:
+        return sum(cost(u.kernel) * u.count for u in uses) / 1e3  # type: ignore[attr-defined]
+
+    # What the model calls cheapest truly is near the cheapest sampled one (see docs/roadmap.md, 9).
+    model = skeleton.model(made.choices(cheapest)).SerializeToString()
+    found = true_ms(TARGET.kernels(model))
+    assert 0 < least < whole
+    assert found <= 1.25 * min(true_ms(graph.uses) for graph in graphs)
+    half = pricer.with_limits({"latency_ms": (least + whole) / 2 * pricer.margin("latency_ms")})
     assert half.within(half.enforce([len(d.values) - 1 for d in made.space.decisions]))
 
 
