@@ -20,12 +20,14 @@ def truncated_normal(
         mean: of the untruncated distribution; may lie outside [low, high].
         sigma: its standard deviation, positive.
     """
-    # The CDF runs out of digits near 1: an interval above the mean is mirrored to below it.
-    sign = -1.0 if low > mean else 1.0
-    a, b = sorted((sign * (low - mean) / sigma, sign * (high - mean) / sigma))
-    left, right = ndtr(a), ndtr(b)
-    share = uniform if sign > 0 else 1.0 - uniform
-    value = mean + sign * sigma * ndtri(left + share * (right - left))
+    a, b = (low - mean) / sigma, (high - mean) / sigma
+    below = ndtr(a) + uniform * (ndtr(b) - ndtr(a))
+    if below < 0.5:
+        value = mean + sigma * ndtri(below)
+    else:
+        # The CDF runs out of digits near 1: there the share above is what is known exactly.
+        above = ndtr(-b) + (1.0 - uniform) * (ndtr(-a) - ndtr(-b))
+        value = mean - sigma * ndtri(above)
     return float(min(max(value, low), high))
 
 
