@@ -117,13 +117,13 @@ def main() -> None:
         for failure in result.failures:
             print("FAILED", failure.kernel.describe(), failure.reason)
         print(f"{target.spec} on {target.host().processor}, {target.host().runtime}")
-        print(f"{len(table)} kernels in {seconds:.0f} s, reference {result.reference_us:.0f} us")
+        print(f"{len(table)} kernels in {seconds:.0f} s, references {dict(result.references_us)} us")
         measured = target.measure(paths, seconds=options.seconds)
     print(
         f"waited for a processor: kernels {result.waited:.0%}, networks {measured.waited:.0%} "
         "of the time (0 % on a machine of one's own)"
     )
-    scale_us = table.reference_us or 1.0
+    scale_us = table.references_us.get("float", 1.0)
     sums = np.asarray([network_cost(uses[name], table, model=False).total_us for name in paths])
     times = np.asarray([measured.at_reference(name, scale_us) for name in paths])
     ratios = times / sums

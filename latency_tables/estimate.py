@@ -123,23 +123,40 @@ def _exponent(rows: Sequence[Row]) -> float:
     return float(np.clip(np.mean((x - x.mean()) * (y - y.mean())) / spread, 0.0, 1.0))
 
 
-def _log_estimate(kernel: Kernel, rows: Sequence[Row]) -> float:
-    """Logarithm of the time: the nearest rows, each scaled by work, weighted by nearness."""
-    exponent = _exponent(rows)
+def _near(kernel: Kernel, rows: Sequence[Row]) -> tuple[list[Row], NDArray[np.float64]]:
+    """The nearest rows and how much each counts."""
     like = [row for row in rows if alignment(row.kernel) == alignment(kernel)] or list(rows)
-    sizes, amount = _sizes(kernel), math.log(work(kernel))
+    sizes = _sizes(kernel)
     near = sorted(
         ((float(np.abs(_sizes(row.kernel) - sizes).sum()), row) for row in like),
         key=lambda pair: (pair[0], pair[1].kernel.key),
     )[:_NEIGHBOURS]
     weights = np.asarray([1 / (distance + 0.05) ** 2 for distance, _ in near])
+    return [row for _, row in near], weights
+
+
+def _log_estimate(kernel: Kernel, rows: Sequence[Row]) -> float:
+    """Logarithm of the time: the nearest rows, each scaled by work, weighted by nearness."""
+    exponent = _exponent(rows)
+    amount = math.log(work(kernel))
+    near, weights = _near(kernel, rows)
     logs = np.asarray(
         [
             math.log(max(row.median_us, 1e-3)) + exponent * (amount - math.log(work(row.kernel)))
-            for _, row in near
+            for row in near
         ]
     )
     return float(np.average(logs, weights=weights))
+
+
+def _cold_share(kernel: Kernel, rows: Sequence[Row]) -> float | None:
+    """How much longer the nearest rows take cold, None where none was measured so."""
+    known = [row for row in rows if row.cold_us is not None and row.median_us > 0]
+    if not known:
+        return None
+    near, weights = _near(kernel, known)
+    shares = [(row.cold_us or 0.0) / row.median_us for row in near]
+    return float(np.average(shares, weights=weights))
 
 
 def _log_errors(rows: Sequence[Row]) -> list[float]:
@@ -163,6 +180,7 @@ def estimate_row(kernel: Kernel, rows: Iterable[Row]) -> Row | None:
     if len(relatives) > _NEIGHBOURS:
         sigma = max(0.02, float(np.sqrt(np.mean(np.square(_log_errors(relatives))))))
     reference_us = relatives[0].reference_us
+    share = _cold_share(kernel, relatives)
     return Row(
         kernel=kernel,
         count=0,
@@ -174,6 +192,7 @@ def estimate_row(kernel: Kernel, rows: Iterable[Row]) -> Row | None:
         reference_us=reference_us,
         run_reference_us=reference_us,
         provenance="modelled",
+        cold_us=None if share is None else share * middle,
     )
 
 

@@ -165,6 +165,11 @@ class Kernel:
         specs = [spec for spec in (*self.inputs[:1], *self.outputs[:1]) if spec is not None]
         return int(min((ITEM_BYTES.get(spec.dtype, 4) * 8 for spec in specs), default=32))
 
+    @property
+    def arithmetic(self) -> str:
+        """``integer`` for 8 bits, else ``float``: which reference network the kernel is timed beside."""
+        return "integer" if self.bits == 8 else "float"
+
     def describe(self) -> str:
         """Short text such as ``nchwc.Conv 3x3/2 float32 1x16x32x32 -> 1x32x16x16 Relu``."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from latency_tables.ort_bench import (
     reference,
     time_rounds,
 )
+from latency_tables.ort_context import ContextBench
 from latency_tables.ort_graph import (
     input_specs,
     open_session,
@@ -36,6 +38,8 @@ from latency_tables.row import Row
 from latency_tables.target import Array, KernelFailure, KernelMeasurements, Progress, Stop
 
 _BATCH_OF_KERNELS = 16
+# Kernels timed cold in one session.
+_COMPANY = 64
 _PAUSE_SECONDS = 0.03
 _LEAST_ROUNDS = 7
 # Short rounds: whatever disturbs the machine should disturb all networks of a round alike.
@@ -125,11 +129,12 @@ class OrtTarget:
         max_seconds: float | None = None,
     ) -> KernelMeasurements:
         token, begin = self._own_token(), time.monotonic()
-        wanted = list({kernel.key: kernel for kernel in kernels}.values())
-        beside = reference(self.threads)
+        wanted = _ordered(list({kernel.key: kernel for kernel in kernels}.values()))
+        beside = {kind: reference(self.threads, kind) for kind in {k.arithmetic for k in wanted}}
+        times: dict[str, list[float]] = {kind: [] for kind in beside}
+        contexts = ContextBench(self.threads) if wanted else None
         rows: list[Row] = []
         failures: list[KernelFailure] = []
-        times: list[float] = []
         done = 0
         waiting = Waiting()
 
@@ -138,37 +143,49 @@ class OrtTarget:
             return late or (stop is not None and stop())
 
         while done < len(wanted) and not give_up():
-            batch = wanted[done : done + _BATCH_OF_KERNELS]
-            with token.timing():
-                timers, broken = self._build(batch)
+            kind = wanted[done].arithmetic
+            company = _same_arithmetic(wanted[done : done + _COMPANY])
+            alone: list[Row] = []
+            while company and (not alone or not give_up()):
+                batch, company = company[:_BATCH_OF_KERNELS], company[_BATCH_OF_KERNELS:]
+                # Expressed at the whole run's reference time below, once that is known.
+                with token.timing(), waiting:
+                    found, broken = self._alone(batch, beside[kind], times[kind], give_up)
+                alone += found
                 failures += broken
-                with waiting:
-                    times += time_rounds(timers, beside, ROUNDS)
-                    unsettled = [timer for timer in timers if not timer.settled]
-                    if unsettled:
-                        times += time_rounds(unsettled, beside, EXTRA_ROUNDS, give_up)
-            for timer in timers:
-                try:
-                    # Expressed at the whole run's reference time below, once that is known.
-                    rows.append(timer.row(1.0))
-                except KernelError as error:
-                    failures.append(KernelFailure(timer.kernel, str(error)))
-            done += len(batch)
-            if progress is not None:
-                progress(done, len(wanted))
-            if done < len(wanted):
+                done += len(batch)
+                if progress is not None:
+                    progress(done, len(wanted))
                 time.sleep(_PAUSE_SECONDS)  # let waiting evaluators and timers in
-        microseconds = float(np.median(times)) * 1e6 if times else 0.0
+            assert contexts is not None
+            with token.timing(), no_garbage_collection(), waiting:
+                cold = contexts.cold([row.kernel for row in alone], beside[kind], seed=done)
+            rows += [replace(row, cold_us=cold.get(row.kernel.key)) for row in alone]
+        references = {k: 1e6 * float(np.median(v)) for k, v in times.items() if v}
         return KernelMeasurements(
-            rows=tuple(
-                replace(row.at_reference(microseconds), run_reference_us=microseconds)
-                for row in rows
-            ),
+            rows=tuple(_at(row, references[row.kernel.arithmetic]) for row in rows),
             failures=tuple(failures),
             left=tuple(wanted[done:]),
-            reference_us=microseconds,
+            references_us=references,
             waited=waiting.share,
         )
+
+    def _alone(
+        self, kernels: Sequence[Kernel], beside: Timed, times: list[float], give_up: Stop
+    ) -> tuple[list[Row], list[KernelFailure]]:
+        """Rows of a batch as shares of the reference network's time, to which ``times`` are added."""
+        timers, failures = self._build(kernels)
+        times += time_rounds(timers, beside, ROUNDS)
+        unsettled = [timer for timer in timers if not timer.settled]
+        if unsettled:
+            times += time_rounds(unsettled, beside, EXTRA_ROUNDS, give_up)
+        rows = []
+        for timer in timers:
+            try:
+                rows.append(timer.row(1.0))
+            except KernelError as error:
+                failures.append(KernelFailure(timer.kernel, str(error)))
+        return rows, failures
 
     def _build(self, kernels: Iterable[Kernel]) -> tuple[list[KernelTimer], list[KernelFailure]]:
         timers, failures = [], []
@@ -246,6 +263,23 @@ class OrtTarget:
             (result,) = session.run([first], {name: padded})
             results.append(result[: len(part)])
         return np.concatenate(results)
+
+
+def _ordered(kernels: list[Kernel]) -> list[Kernel]:
+    """Nearly the order given, kernels of one arithmetic together: they are timed beside one reference."""
+    chunks = (
+        kernels[start : start + 2 * _COMPANY] for start in range(0, len(kernels), 2 * _COMPANY)
+    )
+    return [k for chunk in chunks for k in sorted(chunk, key=lambda k: k.arithmetic)]
+
+
+def _same_arithmetic(kernels: list[Kernel]) -> list[Kernel]:
+    kind = kernels[0].arithmetic
+    return list(takewhile(lambda k: k.arithmetic == kind, kernels))
+
+
+def _at(row: Row, reference_us: float) -> Row:
+    return replace(row.at_reference(reference_us), run_reference_us=reference_us)
 
 
 def _latency(samples: list[float], rounds: list[float]) -> Latency:

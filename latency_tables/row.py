@@ -19,19 +19,23 @@ class Row:
     """Cost of one kernel.
 
     A time on a shared machine means little alone, so every row carries the time of the reference
-    network beside it. ``median_us / reference_us`` is the ratio that was measured; a table
-    expresses all its rows at one reference time.
+    network beside it, one of the same arithmetic (a busy neighbour slows integer and float kernels
+    by different factors). ``median_us / reference_us`` is the ratio that was measured; a table
+    expresses all its rows of one arithmetic at one reference time.
 
     Attributes:
         kernel: what was measured.
         count: rounds of measurement; 0 for a modelled row.
-        median_us, p10_us, p90_us: over the rounds, in ``unit``.
+        median_us, p10_us, p90_us: over the rounds, in ``unit``: repeated alone, with what it touches
+            in the caches.
         ci95: 95 % interval of the median, in ``unit``.
         time: when, UTC, ISO 8601.
         reference_us: the reference network's time that the numbers above are expressed at.
         run_reference_us: the reference network's median time in the run that measured the row.
         unit: ``us``.
         provenance: one of ``PROVENANCES``.
+        cold_us: median between other kernels, with more touched in between than the caches hold;
+            None where that was not measured. What the kernel costs in a network lies between the two.
     """
 
     kernel: Kernel
@@ -45,12 +49,15 @@ class Row:
     run_reference_us: float
     unit: str = "us"
     provenance: str = "measured"
+    cold_us: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("median_us", "p10_us", "p90_us", "reference_us", "run_reference_us"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0 or (value == 0 and "reference" in name):
                 raise TableError(f"row {self._label}: {name} is {value}")
+        if self.cold_us is not None and not (math.isfinite(self.cold_us) and self.cold_us >= 0):
+            raise TableError(f"row {self._label}: cold_us is {self.cold_us}")
         if not all(math.isfinite(end) for end in self.ci95) or self.ci95[0] > self.ci95[1]:
             raise TableError(f"row {self._label}: ci95 is {self.ci95}")
         if self.count < 0:
@@ -81,6 +88,7 @@ class Row:
             p90_us=self.p90_us * scale,
             ci95=(self.ci95[0] * scale, self.ci95[1] * scale),
             reference_us=reference_us,
+            cold_us=None if self.cold_us is None else self.cold_us * scale,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +114,7 @@ class Row:
                 time=str(data["time"]),
                 unit=str(data["unit"]),
                 provenance=str(data["provenance"]),
+                cold_us=None if data["cold_us"] is None else float(data["cold_us"]),
                 **{
                     field: float(data[field])
                     for field in (

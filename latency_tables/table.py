@@ -2,9 +2,9 @@
 
 A table is immutable: adding rows gives a new one, so the snapshot a job pins is just the table it
 holds.
-All rows of a table are expressed at one time of the reference network (``reference_us``), that of
-the first run: runs hours apart then add up although the machine's absolute times drifted between
-them.
+All rows of one arithmetic (float, integer) are expressed at one time of its reference network, that
+of the first run that measured such rows: runs hours apart then add up although the machine's
+absolute times drifted between them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from latency_tables.latency import now
 from latency_tables.row import Row
 from latency_tables.target import Target
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class LatencyTable:
         device_class: what the table is for.
         host: where it was measured.
         created: UTC, ISO 8601.
-        reference_us: time of the reference network all rows are expressed at; None while empty.
+        references_us: by arithmetic, the reference network's time that such rows are expressed at.
         rows: by kernel key.
     """
 
@@ -47,7 +47,7 @@ class LatencyTable:
     device_class: str
     host: HostFingerprint
     created: str
-    reference_us: float | None = None
+    references_us: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     rows: Mapping[str, Row] = field(default_factory=lambda: MappingProxyType({}))
 
     @classmethod
@@ -85,15 +85,17 @@ class LatencyTable:
             TableError: a row is modelled: estimates are made again from the rows each time.
         """
         merged = dict(self.rows)
-        reference = self.reference_us
+        references = dict(self.references_us)
         for row in rows:
             if row.provenance == "modelled":
                 raise TableError(f"row {row.kernel.key} is modelled; a table holds measured rows")
-            reference = row.reference_us if reference is None else reference
+            reference = references.setdefault(row.kernel.arithmetic, row.reference_us)
             known = merged.get(row.kernel.key)
             if known is None or row.time >= known.time:
                 merged[row.kernel.key] = row.at_reference(reference)
-        return replace(self, reference_us=reference, rows=MappingProxyType(merged))
+        return replace(
+            self, references_us=MappingProxyType(references), rows=MappingProxyType(merged)
+        )
 
     def merge(self, other: LatencyTable) -> LatencyTable:
         """The rows of both tables.
@@ -125,7 +127,7 @@ class LatencyTable:
             "device_class": self.device_class,
             "host": self.host.to_json(),
             "created": self.created,
-            "reference_us": self.reference_us,
+            "references_us": dict(sorted(self.references_us.items())),
             "rows": {key: self.rows[key].to_json() for key in sorted(self.rows)},
         }
 
@@ -149,20 +151,21 @@ class LatencyTable:
             )
         try:
             host = HostFingerprint.from_json(data["host"])
-            reference = None if data["reference_us"] is None else float(data["reference_us"])
+            references = {str(key): float(us) for key, us in data["references_us"].items()}
             rows = {str(key): _read_row(key, row) for key, row in data["rows"].items()}
             table = cls(
                 str(data["target"]),
                 str(data["device_class"]),
                 host,
                 str(data["created"]),
-                reference,
+                MappingProxyType(references),
                 MappingProxyType(rows),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise TableError(f"the table is incomplete: {error!r}") from error
         for key, row in rows.items():
-            if reference is None or abs(row.reference_us / reference - 1) > 1e-9:
+            reference = references.get(row.kernel.arithmetic, 0.0)
+            if reference <= 0 or abs(row.reference_us / reference - 1) > 1e-9:
                 raise TableError(f"row {key} is not expressed at the table's reference time")
         if not allow_other_host:
             table.require_host(HostFingerprint.here())

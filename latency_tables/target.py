@@ -37,14 +37,14 @@ class KernelMeasurements:
         rows: one a kernel measured.
         failures: kernels that cannot be measured; asking again will not help.
         left: kernels not reached before ``stop`` or ``max_seconds``.
-        reference_us: median time of the reference network over the run, microseconds.
+        references_us: by arithmetic, median time of the reference network over the run.
         waited: share of the timing in which the timing thread did not have a processor, 0 to 1.
     """
 
     rows: tuple[Row, ...]
     failures: tuple[KernelFailure, ...]
     left: tuple[Kernel, ...]
-    reference_us: float
+    references_us: Mapping[str, float]
     waited: float = 0.0
 
 

@@ -26,8 +26,10 @@ from search_spaces.policy import Policy
 NEIGHBOURS = 2
 # Ridge on one-hot terms: a term seen n times is shrunk by n / (n + RIDGE).
 RIDGE = 0.3
-# Error of summed kernels against whole networks beyond what the samples show (trials saw 1 to 4 %), anchored.
-TABLE_ERROR = 0.02
+# Held-out policies whose latency is within this factor of the bound tell how well it is kept.
+NEAR = 1.5
+# So many of them are needed; where there are fewer all held-out policies count.
+_ENOUGH = 8
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,10 @@ def fit_latency(
     graphs: Sequence[PricedGraph],
     cost_us: Callable[[Kernel], float],
     heldout_share: float = 0.15,
+    offset_us: float = 0.0,
+    totals_us: Sequence[float] | None = None,
+    table_error: float = 0.0,
+    near_us: float | None = None,
 ) -> LatencyFit:
     """Learns the local terms.
 
@@ -102,6 +108,10 @@ def fit_latency(
         graphs: sampled policies with their kernels.
         cost_us: microseconds of a kernel, anchored on whole networks.
         heldout_share: share of the graphs kept back to state the error.
+        offset_us: what a network costs beside its kernels; may be negative.
+        totals_us: what the graphs cost, where that is more than the sum of their kernels.
+        table_error: one standard deviation of (measured - total) / total, which no graph shows.
+        near_us: the price's error is told from held-out graphs around this latency.
     """
     space = network_space.space
     layers = network_space.structure.layers
@@ -126,11 +136,18 @@ def fit_latency(
         own, base = _fit_layer(network_space, layer, k, indices[train], costs[train, k])
         factors += own
         constant += base
-    model = CostModel(constant / 1e3, tuple(Factor(f.scope, f.table / 1e3) for f in factors))
+    model = CostModel(
+        (constant + offset_us) / 1e3, tuple(Factor(f.scope, f.table / 1e3) for f in factors)
+    )
     test = slice(len(graphs) - held, len(graphs))
-    true = costs[test].sum(axis=1) / 1e3
+    totals = costs.sum(axis=1) if totals_us is None else np.asarray(totals_us)
+    true = totals[test] / 1e3
     errors = np.abs(model.price(indices[test]) / true - 1)
-    spread = float(np.sqrt(np.mean(errors**2) + TABLE_ERROR**2))
+    close = np.ones(len(true), dtype=bool)
+    if near_us is not None:
+        close = np.abs(np.log(true / (near_us / 1e3))) <= np.log(NEAR)
+    counted = errors[close] if close.sum() >= min(_ENOUGH, len(true)) else errors
+    spread = float(np.sqrt(np.mean(counted**2) + table_error**2))
     return LatencyFit(
         CostModel(model.constant, model.factors, spread),
         float(errors.mean()),

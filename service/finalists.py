@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -14,7 +14,9 @@ from compressors.finetuning import STATE_FILE, Recipe, finetune, folded, trainab
 from evaluation.scoring import ScorerBuilder
 from evaluation.tuning import Tuner
 from search_spaces import Evaluation, Policy, Pricer
+from service.anchors import measure_quietly
 from service.job_setup import JobSetup
+from service.price_setup import Prices
 from service.search_loop import Trial
 
 # How often the prices are corrected before the best so far is returned with its violation.
@@ -22,6 +24,11 @@ MOST_CORRECTIONS = 5
 MEASURE_SECONDS = 2.0
 # Excluded trials that are brought back within the budget after each correction.
 REPAIRED = 3
+# A finalist that leaves more than this share of the latency bound unused is grown into it.
+SLACK = 0.04
+# How often, and how well prices near a network that was just timed are trusted.
+GROWN = 2
+NEARBY_ERROR = 0.01
 
 Stage = Callable[[str, str, int, int], None]
 
@@ -77,9 +84,8 @@ class FinalistPicker:
 
     Args:
         setup: the job.
-        pricer: with the job's limits.
-        uncompressed: quantities of the uncompressed network.
-        baseline: its exported file.
+        prices: what the search went by.
+        limits: the job's bounds.
         workdir: exported files go into its hidden folder.
         check, stage: as everywhere.
     """
@@ -87,24 +93,22 @@ class FinalistPicker:
     def __init__(
         self,
         setup: JobSetup,
-        pricer: Pricer,
-        uncompressed: dict[str, float],
-        baseline: Path,
+        prices: Prices,
+        limits: dict[str, float],
         workdir: Path,
         check: Callable[[], None],
         stage: Stage,
     ) -> None:
         self._setup = setup
-        self.pricer = pricer
-        self._uncompressed = uncompressed
-        self._baseline = baseline
+        self._prices = prices
+        self.pricer = prices.pricer.with_limits(limits)
         self._folder = workdir / ".finalists"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._check = check
         self._stage = stage
         self._scorer = setup.scorer()
         self.corrections: list[float] = []
-        self.repaired = 0
+        self.repaired = self.grown = 0
 
     def pick(self, trials: list[Trial], count: int) -> list[Finalist]:
         """At most ``count`` finalists that keep the budget when measured.
@@ -143,7 +147,7 @@ class FinalistPicker:
                 self._correct(finalist)
                 trials = [*trials, *self._repaired(trials)]
         if accepted:
-            return accepted
+            return [self._grown(finalist) for finalist in accepted]
         return sorted(refused, key=lambda f: max(f.violations.values()))[:1]
 
     def measure(self, policy: Policy, evaluation: Evaluation | None = None) -> Finalist:
@@ -158,12 +162,14 @@ class FinalistPicker:
 
     def check_file(self, file: Path, policy: Policy) -> tuple[float, dict[str, float]]:
         """Measured latency ratio and violated bounds of an exported file."""
-        measured = self._setup.target.measure(
-            {"baseline": self._baseline, "it": file}, seconds=MEASURE_SECONDS
+        measured = measure_quietly(
+            self._setup.target,
+            {"baseline": self._prices.baseline, "it": file},
+            seconds=MEASURE_SECONDS,
         )
         ratio = measured.ratio("it", "baseline")
         have = {
-            "latency_ms": self._uncompressed["latency_ms"] * ratio,
+            "latency_ms": self._prices.uncompressed["latency_ms"] * ratio,
             "size_bytes": float(file.stat().st_size),
             "macs": self.pricer.costs(policy)["macs"],
         }
@@ -173,19 +179,55 @@ class FinalistPicker:
         return ratio, violations
 
     def _correct(self, missed: Finalist) -> None:
-        """Multiplies latency prices (and size, if it missed) by measured over predicted."""
+        """Learns prices again from what was measured; what is left of the miss is a factor on all of them."""
         costs = self.pricer.costs(missed.policy)
         if "latency_ms" in missed.violations:
-            measured = self._uncompressed["latency_ms"] * missed.ratio
-            factor = measured / costs["latency_ms"]
-            # The upper end of the interval is held against the bound; a miss all the same asks for a little more.
-            factor = max(factor, 1.01)
-            self.corrections.append(factor)
-            self.pricer = self.pricer.corrected("latency_ms", factor)
+            measured = self._prices.uncompressed["latency_ms"] * missed.ratio
+            self.corrections.append(measured / costs["latency_ms"])
+            uses = self._setup.target.kernels(missed.file)
+            self._prices = self._prices.with_finalist(uses, missed.ratio)
+            models = {**self.pricer.models, "latency_ms": self._prices.pricer.models["latency_ms"]}
+            self.pricer = Pricer(self.pricer.space, models, self.pricer.limits)
+            if self.pricer.within(missed.policy):
+                # The upper end of the interval is held against the bound; a miss all the same asks for more.
+                again = measured / self.pricer.costs(missed.policy)["latency_ms"]
+                self.pricer = self.pricer.corrected("latency_ms", max(again, 1.01))
         if "size_bytes" in missed.violations:
             self.pricer = self.pricer.corrected(
                 "size_bytes", max(missed.file.stat().st_size / costs["size_bytes"], 1.001)
             )
+
+    def _grown(self, finalist: Finalist) -> Finalist:
+        """The finalist, or a larger one that keeps the budget too and scores better.
+
+        The search keeps clear of the bound by the prices' uncertainty. Around a network that was just timed
+        prices are far surer, and what it left unused can be spent.
+        """
+        bound = self.pricer.limits.get("latency_ms")
+        if self._setup.spec.objective != "accuracy" or bound is None:
+            return finalist
+        for _ in range(GROWN):
+            measured = self._prices.uncompressed["latency_ms"] * finalist.ratio
+            if measured > (1 - SLACK) * bound:
+                break
+            model = self.pricer.models["latency_ms"]
+            here = model.scaled(measured / self.pricer.costs(finalist.policy)["latency_ms"])
+            models = {
+                **self.pricer.models,
+                "latency_ms": replace(here, relative_error=NEARBY_ERROR),
+            }
+            near = Pricer(self.pricer.space, models, self.pricer.limits)
+            policy = near.fill(finalist.policy)
+            if policy == finalist.policy:
+                break
+            self._check()
+            self._stage("finalists", f"growing policy {finalist.policy.digest}", self.grown, 0)
+            larger = self.measure(policy)
+            self.grown += 1
+            if not larger.met or larger.evaluation.score <= finalist.evaluation.score:
+                break
+            finalist = larger
+        return finalist
 
     def _repaired(self, trials: list[Trial]) -> list[Trial]:
         """The best trials that the corrected prices exclude, brought back within the budget and scored.

@@ -33,6 +33,7 @@ class Journal:
         self.path = path
         self.trials: list[TrialRecord] = []
         self.pins: dict[str, dict[str, Any]] = {}
+        self._finished = False
         self._read(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
@@ -64,9 +65,14 @@ class Journal:
     def finish(self) -> None:
         """Marks the job done: another job may write into this folder from now on."""
         self._append({"finished": True})
+        self._finished = True
 
     def close(self) -> None:
+        """Ends writing. A journal without a trial is removed: a job that failed at its start, on bad
+        input say, must not keep its folder from the corrected command."""
         self._file.close()
+        if not self.trials and not self._finished:
+            self.path.unlink(missing_ok=True)
 
     def _append(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line, separators=(",", ":")) + "\n")

@@ -91,6 +91,7 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         context.stage,
         context.check,
         spec.space.exclude,
+        spec.budget,
         context.pin,
     )
     limits = limits_of(spec, prices)
@@ -104,15 +105,18 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         raise SearchFailed(
             f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}"
         )
-    picker = FinalistPicker(
-        setup, pricer, prices.uncompressed, prices.baseline, hidden, context.check, context.stage
-    )
+    picker = FinalistPicker(setup, prices, limits, hidden, context.check, context.stage)
     finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
     policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
     if picker.repaired:
         notes.append(
             f"prices were corrected {len(picker.corrections)} times by what finalists measured; "
             f"{picker.repaired} further policies were made from the best trials and scored"
+        )
+    if picker.grown:
+        notes.append(
+            f"the winner was grown {picker.grown} times into what it left unused of the latency bound, "
+            "and scored and timed anew each time"
         )
     report = _report(
         setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,

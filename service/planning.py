@@ -11,9 +11,11 @@ from search_spaces import Policy, Pricer
 from search_spaces.decision import DecisionKind
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
 from search_spaces.network_space import macs_model, size_model
+from service.graphs import Graphs
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
-from service.price_setup import MEASURE_SECONDS, SAMPLES, Graphs, Rows
+from service.kernel_rows import Rows
+from service.price_setup import MEASURE_SECONDS, SAMPLES
 from service.sources import Sources
 
 # Seconds to time one kernel, for the estimate alone.

@@ -2,53 +2,78 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from compressors import Choices, Compressor, Plan, Skeleton
-from compressors.errors import ExportError
+from compressors import Choices, Compressor, Plan
 from compressors.exporter import export_onnx, save_onnx
-from compressors.structure import inside
-from latency_tables import Kernel, KernelUse, LatencyTable, TableStore, Target, merge_uses
-from latency_tables.errors import MeasurementError
-from search_spaces import Policy, Pricer
-from search_spaces.latency_model import LatencyFit, PricedGraph, fit_latency, sample_policies
-from search_spaces.network_space import NetworkSpace, macs_model, runs_integer, size_model
+from latency_tables import KernelUse, LatencyTable, TableStore, Target
+from search_spaces import CostModel, Policy, Pricer
+from search_spaces.latency_model import NEAR, LatencyFit, PricedGraph, fit_latency, sample_policies
+from search_spaces.network_space import NetworkSpace, macs_model, size_model
+from service.anchors import Anchor, Anchors, Sums, measure_quietly
+from service.graphs import Graphs, integer_layers
+from service.kernel_rows import Rows, Stage, measure_missing
 
 SAMPLES = 240
-# Policies whose cut graph is held against a real export before cut graphs are trusted.
-VERIFIED = 2
 # Seconds spent on kernels a job's table lacks; what is left is modelled from measured neighbours.
 MEASURE_SECONDS = 300.0
-ANCHOR_SECONDS = 3.0
-
-Stage = Callable[[str, str, int, int], None]
+# Sampled policies timed end to end beside the uncompressed network and uniform int8.
+ANCHORED = 14
+ANCHOR_SECONDS = 0.6
+# Share of the uncompressed latency around which prices are exact where the job bounds none.
+_DEFAULT_SHARE = 0.5
+# Sampled policies that show what networks around the bound are like, at least.
+_LIKE = 5
 
 
 @dataclass(frozen=True)
-class Anchors:
-    """Whole networks timed end to end, and what they make of kernel sums.
+class Learned:
+    """What prices are learned from; kept to learn them again when more networks were timed.
 
     Attributes:
-        latency_ms: p50 of the uncompressed network.
-        float_ms_per_us, integer_ms_per_us: what a microsecond of float or integer kernels counts.
+        graphs: sampled policies with their kernels, the uncompressed network first.
+        sums: kernel times of each.
+        rows: costs of kernels.
+        models: quantities that need no timing.
+        near_ms: latency around which prices should be right.
     """
 
-    latency_ms: float
-    float_ms_per_us: float
-    integer_ms_per_us: float
+    network_space: NetworkSpace
+    graphs: tuple[PricedGraph, ...]
+    sums: tuple[Sums, ...]
+    rows: Rows
+    models: Mapping[str, CostModel]
+    near_ms: float
 
-    def to_json(self) -> dict[str, float]:
-        return {
-            "latency_ms": self.latency_ms,
-            "float_ms_per_us": self.float_ms_per_us,
-            "integer_ms_per_us": self.integer_ms_per_us,
-        }
+    def price(self, anchors: Anchors) -> tuple[Pricer, LatencyFit]:
+        """Local terms under the anchors."""
+        totals = np.array([anchors.latency(sums) for sums in self.sums])
+        cost, constant = anchors.linear(self._around(totals), self.rows)
+        fit = fit_latency(
+            self.network_space,
+            self.graphs,
+            lambda kernel: 1e3 * cost(kernel),
+            offset_us=1e3 * constant,
+            totals_us=[1e3 * float(total) for total in totals],
+            table_error=anchors.error,
+            near_us=1e3 * self.near_ms,
+        )
+        return Pricer(self.network_space.space, {"latency_ms": fit.model, **self.models}), fit
+
+    def _around(self, totals: NDArray[np.float64]) -> Sums:
+        """What a network of about the wanted latency is made of: the mean of sampled ones."""
+        distance = np.abs(np.log(totals / self.near_ms))
+        like = np.flatnonzero(distance <= np.log(NEAR))
+        if len(like) < _LIKE:
+            like = np.argsort(distance, kind="stable")[:_LIKE]
+        chosen = [astuple(self.sums[int(i)]) for i in like]
+        return Sums(*(float(v) for v in np.mean(chosen, axis=0)))
 
 
 @dataclass(frozen=True)
@@ -64,6 +89,7 @@ class Prices:
         baseline: exported uncompressed network.
         modelled_share: part of the uncompressed network's kernel time that was not measured.
         notes: what a reader of the report must know.
+        learned: see ``Learned``.
     """
 
     pricer: Pricer
@@ -74,59 +100,18 @@ class Prices:
     baseline: Path
     modelled_share: float
     notes: tuple[str, ...]
+    learned: Learned
 
+    def with_finalist(self, uses: Sequence[KernelUse], ratio: float) -> Prices:
+        """Learned again with a network that was timed because the search ended at it.
 
-class Graphs:
-    """Exported graphs of policies: cut from one export where that is exact, else exported one by one."""
-
-    def __init__(self, compressor: Compressor, network_space: NetworkSpace, target: Target) -> None:
-        self._compressor = compressor
-        self._space = network_space
-        self._target = target
-        self._skeleton: Skeleton | None = None
-        self.note: str | None = None
-        try:
-            skeleton = Skeleton(compressor, target.batch)
-            for policy in sample_policies(network_space, VERIFIED, seed=1):
-                choices = network_space.choices(policy)
-                if _kernel_counts(
-                    target, skeleton.model(choices).SerializeToString()
-                ) != _kernel_counts(target, self._export(choices)):
-                    raise ExportError("a cut graph has other kernels than the exported one")
-            self._skeleton = skeleton
-        except ExportError as error:
-            self.note = f"pricing exported every sampled policy, because {error}"
-
-    def _export(self, choices: Choices) -> bytes:
-        made = self._compressor.compress(choices, refit=False, quick=True)
-        data: bytes = export_onnx(made.network, made.plan, self._target.batch).SerializeToString()
-        return data
-
-    def of(self, choices: Choices) -> tuple[list[KernelUse], int]:
-        """Kernels with their owning layers, and the file's bytes."""
-        if self._skeleton is not None:
-            data: bytes = self._skeleton.model(choices).SerializeToString()
-        else:
-            data = self._export(choices)
-        return self._target.kernels(data), len(data)
-
-
-def _kernel_counts(target: Target, model: bytes) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for use in target.kernels(model):
-        counts[use.kernel.key] += use.count
-    return counts
-
-
-def integer_layers(
-    network_space: NetworkSpace, target: Target, exclude: tuple[str, ...]
-) -> frozenset[str]:
-    """All layers that the reference "uniform int8" quantizes."""
-    return frozenset(
-        layer.path
-        for layer in network_space.structure.layers
-        if runs_integer(layer, target) and not inside(layer.path, exclude)
-    )
+        Args:
+            uses: its kernels.
+            ratio: its latency over the uncompressed network's, in one run.
+        """
+        anchors = self.anchors.with_finalist(Sums.of(uses, self.learned.rows), ratio)
+        pricer, fit = self.learned.price(anchors)
+        return replace(self, pricer=pricer, fit=fit, anchors=anchors)
 
 
 def learn_prices(
@@ -138,6 +123,7 @@ def learn_prices(
     stage: Stage,
     check: Callable[[], None],
     exclude: tuple[str, ...] = (),
+    budget: Mapping[str, float] | None = None,
     pin: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _key, value: value,
     measure_seconds: float = MEASURE_SECONDS,
 ) -> Prices:
@@ -148,6 +134,7 @@ def learn_prices(
         workdir: gets the exported uncompressed network.
         check: raises where the job must stop.
         exclude: modules left as they are.
+        budget: the job's; prices are most exact around its latency.
         pin: stores anchors and rows for later attempts at the same job, which must price alike.
 
     Raises:
@@ -168,28 +155,45 @@ def learn_prices(
     integer_uses, _ = graphs.of(integer)
     every = [integer_uses, *(uses for _, uses, _ in sampled)]
     store = TableStore(data_dir / "tables")
-    table, failures = _measure(store, target, every, stage, check, measure_seconds)
+    table, failures = measure_missing(store, target, every, stage, check, measure_seconds)
     notes += failures
     baseline = workdir / "baseline.onnx"
     whole = Plan(input_shape=tuple(compressor.images.shape[1:]), folded=compressor.folded_pairs)
     save_onnx(export_onnx(compressor.folded, whole, target.batch), baseline)
-    stage("anchor", "timing the uncompressed network end to end", 0, 0)
     lookup = Rows(table, {})
-    anchors = _anchor(compressor, target, integer, sampled[0][1], integer_uses, lookup, baseline)
-    for use in (use for graph in every for use in graph):
-        lookup.us(use.kernel)
+    sums = [Sums.of(uses, lookup) for _, uses, _ in sampled]
+    others = {"int8": (integer, Sums.of(integer_uses, lookup))} if integer.integer else {}
+    share = _latency_share(budget or {}, target, baseline)
+    for k in _spread(sums, share):
+        others[f"sample{k}"] = (network_space.choices(sampled[k][0]), sums[k])
+    check()
+    stage("anchor", f"timing {1 + len(others)} networks end to end", 0, 0)
+    latency, timed = _time_anchors(graphs, target, baseline, sums[0], others)
     # A later attempt at the job must price as the first one did.
-    pinned = pin("prices", {"anchors": anchors.to_json(), "rows": lookup.used})
-    anchors = Anchors(**pinned["anchors"])
+    pinned = pin(
+        "prices",
+        {
+            "latency_ms": latency,
+            "share": share,
+            "timed": [asdict(anchor) for anchor in timed],
+            "rows": {key: list(us) for key, us in lookup.used.items()},
+        },
+    )
     unknown = sorted(lookup.unknown)
     lookup = Rows(table, pinned["rows"])
-    graphs_priced = [PricedGraph(policy, uses) for policy, uses, _ in sampled]
-    fit = fit_latency(
-        network_space, graphs_priced, lambda kernel: 1e3 * anchored(kernel, lookup, anchors)
+    anchors = Anchors.fit(pinned["latency_ms"], [Anchor.from_json(a) for a in pinned["timed"]])
+    learned = Learned(
+        network_space,
+        tuple(PricedGraph(policy, uses) for policy, uses, _ in sampled),
+        tuple(Sums.of(uses, lookup) for _, uses, _ in sampled),
+        lookup,
+        {
+            "size_bytes": size_model(network_space, [(policy, n) for policy, _, n in sampled]),
+            "macs": macs_model(network_space),
+        },
+        pinned["share"] * anchors.latency_ms,
     )
-    sizes = size_model(network_space, [(policy, size) for policy, _, size in sampled])
-    macs = macs_model(network_space)
-    pricer = Pricer(space, {"latency_ms": fit.model, "size_bytes": sizes, "macs": macs})
+    pricer, fit = learned.price(anchors)
     uncompressed = {
         "latency_ms": anchors.latency_ms,
         "size_bytes": float(baseline.stat().st_size),
@@ -213,119 +217,53 @@ def learn_prices(
         baseline,
         modelled / total if total else 0.0,
         tuple(notes),
+        learned,
     )
 
 
-class Rows:
-    """Microseconds of kernels: pinned ones first, then measured, then modelled.
+def _latency_share(budget: Mapping[str, float], target: Target, baseline: Path) -> float:
+    """The latency bound as a share of the uncompressed network's."""
+    if "latency" in budget:
+        return budget["latency"]
+    if "latency_ms" in budget:
+        quick = target.measure({"it": baseline}, seconds=ANCHOR_SECONDS)
+        return budget["latency_ms"] / quick["it"].p50_ms
+    return _DEFAULT_SHARE
 
-    Attributes:
-        used: key to microseconds of everything asked for.
-        unknown: descriptions of kernels nobody can price.
+
+def _spread(sums: Sequence[Sums], share: float) -> list[int]:
+    """Sampled policies to time: half nearest to the wanted share, half over all latencies.
+
+    The uncompressed network, number 0, is timed anyway.
     """
-
-    def __init__(self, table: LatencyTable, pinned: dict[str, float]) -> None:
-        self._table = table
-        self.used: dict[str, float] = dict(pinned)  # zero where unknown
-        self.unknown: set[str] = set()
-
-    def us(self, kernel: Kernel) -> float:
-        if kernel.key not in self.used:
-            row = self._table.lookup(kernel) or self._table.estimate(kernel)
-            if row is None:
-                self.unknown.add(kernel.describe())
-            self.used[kernel.key] = 0.0 if row is None else row.median_us
-        return self.used[kernel.key]
+    alone = np.array([s.float_us + s.integer_us for s in sums])
+    order = np.argsort(np.abs(np.log(np.maximum(alone, 1e-9) / (share * alone[0]))), kind="stable")
+    near = [int(k) for k in order if k != 0][: ANCHORED // 2]
+    rest = np.array([k for k in np.argsort(alone, kind="stable") if k != 0 and k not in near])
+    if not len(rest):
+        return near
+    places = np.linspace(0, len(rest) - 1, min(ANCHORED - len(near), len(rest))).round()
+    return near + sorted({int(rest[int(p)]) for p in places})
 
 
-def anchored(kernel: Kernel, rows: Rows, anchors: Anchors) -> float:
-    """Milliseconds of a kernel within a network."""
-    scale = anchors.integer_ms_per_us if kernel.bits == 8 else anchors.float_ms_per_us
-    return rows.us(kernel) * scale
-
-
-def _measure(
-    store: TableStore,
+def _time_anchors(
+    graphs: Graphs,
     target: Target,
-    graphs: list[list[KernelUse]],
-    stage: Stage,
-    check: Callable[[], None],
-    seconds: float,
-) -> tuple[LatencyTable, list[str]]:
-    """Times the kernels the table lacks, those used most first."""
-    table = store.load(target)
-    uses = merge_uses(use for graph in graphs for use in graph)
-    missing = {k.key for k in table.missing(use.kernel for use in uses)}
-    wanted = [u.kernel for u in sorted(uses, key=lambda u: -u.count) if u.kernel.key in missing]
-    if not wanted:
-        return table, []
-    stopped: list[BaseException] = []
-
-    def stop() -> bool:
-        if not stopped:
-            try:
-                check()
-            except Exception as error:
-                stopped.append(error)
-        return bool(stopped)
-
-    def progress(done: int, total: int) -> None:
-        if not stop():
-            try:
-                stage("measure", "timing kernels", done, total)
-            except Exception as error:
-                # Raised further down, after what was timed is stored.
-                stopped.append(error)
-
-    done = target.measure_kernels(wanted, progress=progress, stop=stop, max_seconds=seconds)
-    table = store.add(target, done.rows)  # kept even when the job is being cancelled
-    if stopped:
-        raise stopped[0]
-    notes = []
-    if done.failures:
-        first = done.failures[0]
-        notes.append(
-            f"{len(done.failures)} kernels could not be timed alone and are modelled, e.g. "
-            f"{first.kernel.describe()}: {first.reason}"
-        )
-    if done.left:
-        notes.append(
-            f"{len(done.left)} of {len(wanted)} new kernels, the rarest, were not timed within {seconds:.0f} s "
-            "and are modelled from measured ones"
-        )
-    return table, notes
-
-
-def _anchor(
-    compressor: Compressor,
-    target: Target,
-    integer: Choices,
-    float_uses: list[KernelUse],
-    integer_uses: list[KernelUse],
-    rows: Rows,
     baseline: Path,
-) -> Anchors:
-    """Solves for what kernel sums count in whole networks, from one float and one integer network."""
-    models = {"uncompressed": baseline}
-    int8 = baseline.with_name(".uniform_int8.onnx")
-    if integer.integer:
-        made = compressor.compress(integer, refit=False, quick=True)
-        save_onnx(export_onnx(made.network, made.plan, target.batch), int8)
-        models["int8"] = int8
-    measured = target.measure(models, seconds=ANCHOR_SECONDS)
-    int8.unlink(missing_ok=True)
-    latency = measured["uncompressed"].p50_ms
-    total = sum(rows.us(u.kernel) * u.count for u in float_uses)
-    if total <= 0:
-        raise MeasurementError("no kernel of the network could be timed on this target")
-    per_us = latency / total
-    per_integer_us = per_us
-    if "int8" in models:
-        of_floats = sum(rows.us(u.kernel) * u.count for u in integer_uses if u.kernel.bits != 8)
-        of_integers = sum(rows.us(u.kernel) * u.count for u in integer_uses if u.kernel.bits == 8)
-        whole = latency * measured.ratio("int8", "uncompressed")
-        if of_integers > 0:
-            solved = (whole - per_us * of_floats) / of_integers
-            # Outside this range the float part's own error is what is being solved for.
-            per_integer_us = float(np.clip(solved, 0.5 * per_us, 2.0 * per_us))
-    return Anchors(latency, per_us, per_integer_us)
+    sums: Sums,
+    others: Mapping[str, tuple[Choices, Sums]],
+) -> tuple[float, list[Anchor]]:
+    """p50 of the uncompressed network in ms, and all networks as anchors."""
+    files = {"uncompressed": baseline}
+    try:
+        for name, (choices, _) in others.items():
+            files[name] = baseline.with_name(f".{name}.onnx")
+            files[name].write_bytes(graphs.file(choices))
+        measured = measure_quietly(target, files, seconds=ANCHOR_SECONDS)
+    finally:
+        for name in others:
+            if name in files:
+                files[name].unlink(missing_ok=True)
+    timed = [Anchor(sums, 1.0)]
+    timed += [Anchor(s, measured.ratio(n, "uncompressed")) for n, (_, s) in others.items()]
+    return measured["uncompressed"].p50_ms, timed

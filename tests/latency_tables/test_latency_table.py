@@ -16,11 +16,13 @@ from latency_fakes import conv_kernel, made_up_row
 
 from latency_tables import (
     HostFingerprint,
+    Kernel,
     KernelUse,
     LatencyTable,
     Row,
     TableError,
     TableStore,
+    TensorSpec,
     estimate_error,
     network_cost,
     parse_target,
@@ -76,6 +78,39 @@ def test_rows_of_drifted_runs_add_up(table: LatencyTable) -> None:
     assert row.run_reference_us == 400.0
 
 
+def test_cold_times_drift_with_the_others_and_survive_the_file(
+    table: LatencyTable, tmp_path: Path
+) -> None:
+    slow = replace(
+        made_up_row(conv_kernel(8, 8), 2.0), reference_us=400.0, run_reference_us=400.0, cold_us=6.0
+    )
+    table.with_rows([slow]).save(tmp_path / "table.json")
+    row = LatencyTable.load(tmp_path / "table.json", allow_other_host=True).lookup(
+        conv_kernel(8, 8)
+    )
+    assert row is not None
+    assert row.cold_us == pytest.approx(3.0)
+
+
+def test_integer_rows_keep_a_reference_of_their_own(table: LatencyTable) -> None:
+    spec = TensorSpec("uint8", (1, 8, 8, 8))
+    integer = Kernel("", "MaxPool", 17, (), (spec,), (spec,))
+    assert integer.arithmetic == "integer"
+    row = replace(made_up_row(integer, 2.0), reference_us=50.0, run_reference_us=50.0)
+    both = table.with_rows([row])
+    kept = both.lookup(integer)
+    assert kept is not None and kept.median_us == 2.0
+    assert both.references_us == {"float": 200.0, "integer": 50.0}
+    assert LatencyTable.from_json(both.to_json(), allow_other_host=True).digest == both.digest
+
+
+def test_a_modelled_row_is_as_much_slower_cold_as_its_neighbours(table: LatencyTable) -> None:
+    rows = [replace(row, cold_us=1.5 * row.median_us) for row in table.rows.values()]
+    estimate = replace(table, rows={}).with_rows(rows).estimate(conv_kernel(24, 24))
+    assert estimate is not None and estimate.cold_us is not None
+    assert estimate.cold_us == pytest.approx(1.5 * estimate.median_us)
+
+
 def test_the_later_measurement_wins(table: LatencyTable) -> None:
     old = made_up_row(conv_kernel(16, 16), 9.0, "2020-01-01T00:00:00+00:00")
     new = made_up_row(conv_kernel(16, 16), 8.0, "2027-01-01T00:00:00+00:00")
@@ -112,8 +147,8 @@ def test_corrupt_files(text: str, tmp_path: Path) -> None:
 
 
 def test_unknown_schema_version(table: LatencyTable) -> None:
-    with pytest.raises(TableError, match="schema version 2"):
-        LatencyTable.from_json({**table.to_json(), "schema_version": 2})
+    with pytest.raises(TableError, match="schema version 99"):
+        LatencyTable.from_json({**table.to_json(), "schema_version": 99})
 
 
 @pytest.mark.parametrize(
@@ -127,6 +162,9 @@ def test_unknown_schema_version(table: LatencyTable) -> None:
         ("ci95", [2.0, 1.0]),
         ("reference_us", 0.0),
         ("reference_us", 7.0),
+        ("cold_us", -1.0),
+        ("cold_us", math.inf),
+        ("cold_us", "fast"),
         ("unit", "ms"),
         ("provenance", "guessed"),
         ("count", -1),
