@@ -1,156 +1,243 @@
-"""How well sums of kernel rows predict whole networks.
+"""How well prices predict whole compressed networks, none of which is exported or run to be priced.
 
-Random ResNet-20s (inner widths at random, blocks dropped) of ``cifar_zoo``, fp32 or int8 (QDQ),
-random weights: time does not depend on them. Every distinct kernel is measured once into one table,
-then all networks are timed in one interleaved run beside the same reference network. Prints one
-line a network and the summary: end to end over sum, mean absolute error after one common scale
-fitted leaving the network itself out, and Spearman's rank correlation.
+For each network: tables are built from kernels alone (in a fresh folder unless ``--data-dir`` is given), prices are
+learned as a job learns them, policies are drawn (half uniform over the space, half within 10 % of one budget), their
+files are exported and all are timed in one interleaved run beside the uncompressed network. Two predictions are
+held against that: ``one anchor``, which knows the uncompressed network's own time and nothing else of whole
+networks, and ``job``, anchored on the sixteen networks a job times before it searches.
 
-    python benchmarks/table_fidelity.py [--networks 12] [--precision fp32|int8] [--seed 0]
+    python benchmarks/table_fidelity.py python:cifar_zoo:resnet20 --code-path ../shared/zoo --input 3x32x32
+        [--target x86-ort] [--policies 40] [--budget 0.5] [--scope joint] [--json FILE] [--plot FILE.png]
 """
 
 from __future__ import annotations
 
 import argparse
-import random
-import sys
+import json
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from torch import nn
 
-from latency_tables import LatencyTable, estimate_error, network_cost, parse_target
+from compressors import Compressor
+from latency_tables import parse_target
+from search_spaces import Policy, Pricer
+from service.anchors import Anchors, measure_quietly
+from service.graphs import Graphs
+from service.job_setup import default_shape, load_network
+from service.price_setup import Prices, learn_prices
+from service.sources import Sources
 
-ZOO = Path(__file__).resolve().parents[2] / "shared" / "zoo"
-
-
-def random_resnet20(generator: random.Random) -> tuple[nn.Module, list[int]]:
-    """ResNet-20 with random inner widths, multiples of 4 (8 above 16), and random blocks dropped.
-
-    The width of a dropped block is given as 0; the first block of a stage is never dropped.
-    """
-    import cifar_zoo
-
-    network = cifar_zoo.resnet20()
-    widths = []
-    for stage, full in ((network.layer1, 16), (network.layer2, 32), (network.layer3, 64)):
-        for index, block in enumerate(stage):
-            if index and generator.random() < 0.3:
-                stage[index] = nn.Identity()
-                widths.append(0)
-                continue
-            step = 4 if full <= 16 else 8
-            width = generator.randrange(step, full + 1, step)
-            widths.append(width)
-            first, second = block.conv1, block.conv2
-            block.conv1 = nn.Conv2d(first.in_channels, width, 3, first.stride, 1, bias=False)
-            block.bn1 = nn.BatchNorm2d(width)
-            block.conv2 = nn.Conv2d(width, second.out_channels, 3, 1, 1, bias=False)
-    return network.eval(), widths
+# Drawn policies beyond those asked for, to find enough within 10 % of the budget.
+_TRIES = 10
 
 
-def export(network: nn.Module, path: Path, int8: bool) -> None:
-    """Writes the network with batch 1, quantized as ``quantize_static`` does it when ``int8``."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            network, (torch.zeros(1, 3, 32, 32),), str(path), dynamo=False, opset_version=17
-        )
-    if not int8:
-        return
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Noise(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = self._batches()
-
-        def _batches(self) -> Iterator[dict[str, Any]]:
-            for seed in range(4):
-                noise = np.random.default_rng(seed).normal(size=(1, 3, 32, 32))
-                yield {"input.1": noise.astype(np.float32)}
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.batches, None)
-
-    prepared = path.with_suffix(".prepared.onnx")
-    quant_pre_process(str(path), str(prepared))
-    quantize_static(
-        str(prepared),
-        str(path),
-        Noise(),
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", type=int, default=12)
-    parser.add_argument("--precision", choices=("fp32", "int8"), default="fp32")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE")
+    parser.add_argument("--input", metavar="CxHxW")
     parser.add_argument("--target", default="x86-ort")
-    parser.add_argument("--seconds", type=float, default=1.5, help="of end-to-end timing a network")
+    parser.add_argument("--policies", type=int, default=40)
+    parser.add_argument("--budget", type=float, default=0.5, help="fraction of the latency")
+    parser.add_argument("--scope", default="joint", choices=("prune", "quantize", "joint"))
+    parser.add_argument("--code-path", type=Path, action="append", default=[])
+    parser.add_argument("--data-dir", type=Path, help="keeps tables between runs")
+    parser.add_argument("--kernel-seconds", type=float, default=420.0)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timing a network")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    sys.path.append(str(ZOO))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    generator, target = random.Random(options.seed), parse_target(options.target)
-    with tempfile.TemporaryDirectory() as folder:
-        paths, widths = {}, {}
-        for index in range(options.networks):
-            network, widths[str(index)] = random_resnet20(generator)
-            paths[str(index)] = Path(folder) / f"{index}.onnx"
-            export(network, paths[str(index)], options.precision == "int8")
-        uses = {name: target.kernels(path) for name, path in paths.items()}
-        begin = time.monotonic()
-        result = target.measure_kernels(use.kernel for group in uses.values() for use in group)
-        seconds = time.monotonic() - begin
-        table = LatencyTable.empty(target).with_rows(result.rows)
-        for failure in result.failures:
-            print("FAILED", failure.kernel.describe(), failure.reason)
-        print(f"{target.spec} on {target.host().processor}, {target.host().runtime}")
-        print(f"{len(table)} kernels in {seconds:.0f} s, references {dict(result.references_us)} us")
-        measured = target.measure(paths, seconds=options.seconds)
-    print(
-        f"waited for a processor: kernels {result.waited:.0%}, networks {measured.waited:.0%} "
-        "of the time (0 % on a machine of one's own)"
+    networks = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for source in args.sources:
+            found = one(source, args, args.data_dir or Path(scratch) / "data", Path(scratch))
+            networks.append(found)
+            print(describe(found), flush=True)
+    print(table(networks))
+    if args.plot:
+        draw(networks, args.plot)
+    if args.json:
+        args.json.write_text(json.dumps({"networks": networks}, indent=1))
+    return 0
+
+
+def one(source: str, args: argparse.Namespace, data_dir: Path, scratch: Path) -> dict[str, Any]:
+    """Everything that is said of one network."""
+    begun = time.monotonic()
+    sources = Sources(allow=("python:*",), code_paths=args.code_path)
+    shape = default_shape(source, sources, args.input)
+    target = parse_target(args.target)
+    network = load_network(source, sources, None, shape, target, args.scope)
+    images = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
+    groups = list(network.network_space.groups.values())
+    compressor = Compressor(network.prepared, images, groups, "l1", target.reduce_range)
+    workdir = scratch / source.replace(":", "-").replace("/", "-")
+    workdir.mkdir(parents=True, exist_ok=True)
+    prices = learn_prices(
+        compressor,
+        network.network_space,
+        target,
+        data_dir,
+        workdir,
+        lambda *_: None,
+        lambda: None,
+        budget={"latency": args.budget},
+        measure_seconds=args.kernel_seconds,
     )
-    scale_us = table.references_us.get("float", 1.0)
-    sums = np.asarray([network_cost(uses[name], table, model=False).total_us for name in paths])
-    times = np.asarray([measured.at_reference(name, scale_us) for name in paths])
-    ratios = times / sums
+    learned = time.monotonic() - begun
+    alone, _ = prices.learned.price(
+        Anchors.fit(prices.anchors.latency_ms, prices.anchors.timed[:1])
+    )
+    limit = args.budget * prices.anchors.latency_ms
+    half = args.policies // 2
+    uniform = random_policies(prices, args.policies - half, args.seed)
+    near = policies_near(prices, limit, half, args.seed + 1)
+    files = {"baseline": prices.baseline}
+    graphs = Graphs(compressor, network.network_space, target)
+    for k, policy in enumerate([*uniform, *near]):
+        files[str(k)] = workdir / f"{k}.onnx"
+        files[str(k)].write_bytes(graphs.file(network.network_space.choices(policy)))
+    measured = measure_quietly(target, files, seconds=args.seconds)
+    ratios = np.array([measured.ratio(str(k), "baseline") for k in range(len(files) - 1)])
     halves = [
-        float(np.ptp(measured.ratio_ci95(name, "(reference)"))) / 2 * scale_us for name in paths
+        float(np.ptp(measured.ratio_ci95(str(k), "baseline"))) / 2 / ratios[k]
+        for k in range(len(ratios))
     ]
-    errors = []
-    for index, name in enumerate(paths):
-        others = np.delete(ratios, index)
-        errors.append(abs(sums[index] * float(np.median(others)) / times[index] - 1))
-        print(
-            f"{widths[name]}: sum {sums[index]:7.1f} us, measured {times[index]:7.1f} "
-            f"+- {halves[index]:.1f} us, "
-            f"ratio {ratios[index]:.3f}, error {errors[-1]:.1%}"
-        )
-    within = np.asarray(errors)
-    print(
-        f"end to end / sum {ratios.min():.2f} to {ratios.max():.2f}; mape {within.mean():.1%} "
-        f"(raw {np.abs(sums / times - 1).mean():.1%}), within 5 % {np.mean(within <= 0.05):.0%}, "
-        f"within 10 % {np.mean(within <= 0.1):.0%}, spearman {spearmanr(sums, times)[0]:.3f}"
+    predictions = {
+        "one_anchor": shares(alone, prices, [*uniform, *near]),
+        "job": shares(prices.pricer, prices, [*uniform, *near]),
+    }
+    found: dict[str, Any] = {"name": source, "policies": len(ratios)}
+    found |= errors(predictions["one_anchor"], ratios, len(uniform))
+    found["job"] = errors(predictions["job"], ratios, len(uniform))
+    return found | {
+        "target": target.spec,
+        "machine": target.host().processor,
+        "runtime": target.host().runtime,
+        "budget": args.budget,
+        "kernels": len(prices.table),
+        "modelled_share": prices.modelled_share,
+        "anchors_error": prices.anchors.error,
+        "local_terms_error": prices.fit.heldout_mape,
+        "timing_half_width": float(np.median(halves)),
+        "waited": measured.waited,
+        "seconds": {"learning": learned, "all": time.monotonic() - begun},
+        "measured": [float(r) for r in ratios],
+        "predicted": {name: [float(v) for v in p] for name, p in predictions.items()},
+        "uniform": len(uniform),
+        "notes": list(prices.notes),
+    }
+
+
+def random_policies(prices: Prices, count: int, seed: int) -> list[Policy]:
+    """Every decision drawn uniformly from its values."""
+    space, rng = prices.pricer.space, np.random.default_rng(seed)
+    found: dict[Policy, None] = {}
+    for _ in range(_TRIES * count):
+        if len(found) < count:
+            indices = [int(rng.integers(len(d.values))) for d in space.decisions]
+            found[space.from_indices(indices)] = None
+    return list(found)
+
+
+def policies_near(prices: Prices, limit: float, count: int, seed: int) -> list[Policy]:
+    """Random policies brought to within 10 % of the bound by prediction."""
+    bounded = prices.pricer.with_limits({"latency_ms": limit})
+    found: dict[Policy, None] = {}
+    for policy in random_policies(prices, _TRIES * count, seed):
+        policy = bounded.fill(bounded.repair(policy))
+        if len(found) < count and 0.9 <= bounded.costs(policy)["latency_ms"] / limit <= 1.1:
+            found[policy] = None
+    return list(found)
+
+
+def shares(pricer: Pricer, prices: Prices, policies: list[Policy]) -> NDArray[np.float64]:
+    """Predicted latencies over the uncompressed network's."""
+    whole = prices.anchors.latency_ms
+    return np.array([pricer.costs(p)["latency_ms"] / whole for p in policies])
+
+
+def errors(
+    predicted: NDArray[np.float64], measured: NDArray[np.float64], uniform: int
+) -> dict[str, float]:
+    off = np.abs(predicted / measured - 1)
+
+    def rank(part: slice) -> float:
+        return float(spearmanr(predicted[part], measured[part])[0])
+
+    return {
+        "within_5": float(np.mean(off <= 0.05)),
+        "within_10": float(np.mean(off <= 0.10)),
+        "mape": float(off.mean()),
+        "worst": float(off.max()),
+        "bias": float(np.mean(predicted / measured - 1)),
+        "spearman": rank(slice(None)),
+        "spearman_uniform": rank(slice(0, uniform)),
+        "spearman_at_budget": rank(slice(uniform, None)),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    seconds = found["seconds"]
+    return (
+        f"{found['name']} on {found['target']}, {found['machine']}, {found['runtime']}: {found['kernels']} kernels, "
+        f"learning {seconds['learning']:.0f} s, all {seconds['all']:.0f} s; a measured ratio is known to "
+        f"+-{found['timing_half_width']:.1%}, waited for a processor {found['waited']:.1%}; anchors left out "
+        f"{found['anchors_error']:.1%} off, local terms {found['local_terms_error']:.1%}; {'; '.join(found['notes'])}"
     )
-    error = estimate_error(table)
-    print(
-        f"modelled rows, leave one out: mape {error.mape:.1%}, 90 % within {error.p90:.1%} "
-        f"({error.count} rows, {error.without_family} without family)"
+
+
+def table(networks: list[dict[str, Any]]) -> str:
+    lines = [
+        "| network | prediction | policies | within 5 % | within 10 % | mean error | worst | bias | Spearman | "
+        "at budget |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for n in networks:
+        for name, e in (("one anchor", n), ("job", n["job"])):
+            lines.append(
+                f"| {n['name']} | {name} | {n['policies']} | {e['within_5']:.0%} | {e['within_10']:.0%} | "
+                f"{e['mape']:.1%} | {e['worst']:.1%} | {e['bias']:+.1%} | {e['spearman']:.3f} | "
+                f"{e['spearman_at_budget']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def draw(networks: list[dict[str, Any]], path: Path) -> None:
+    """Predicted against measured, one panel a network."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(networks), figsize=(4.4 * len(networks), 4.4), squeeze=False, layout="constrained"
     )
+    for axis, n in zip(axes[0], networks):
+        for name, marker in (("one_anchor", "x"), ("job", "o")):
+            axis.scatter(
+                n["measured"], n["predicted"][name], marker=marker, s=22, alpha=0.8,
+                label=name.replace("_", " "),
+            )  # fmt: skip
+        top = 1.05 * max(n["measured"])
+        axis.plot([0, top], [0, top], color="grey", linewidth=1)
+        axis.fill_between([0, top], [0, 0.95 * top], [0, 1.05 * top], color="grey", alpha=0.15)
+        axis.set(
+            title=n["name"].split(":")[-1], xlabel="measured, share of the uncompressed",
+            ylabel="predicted",
+        )  # fmt: skip
+        axis.legend()
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -9,13 +9,65 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.cost_model import CostModel, Lookahead
+from search_spaces.cost_model import CostModel, Factor, Lookahead
+from search_spaces.decision import DecisionKind
 from search_spaces.errors import BudgetError
 from search_spaces.policy import Policy
 from search_spaces.space import SearchSpace
 
 # Upper end of a two-sided 90 % interval in standard deviations.
 UPPER_90 = 1.6449
+# Changes of cost below this share of a bound are rounding, not a price.
+ROUNDING = 1e-13
+
+
+class _Steps:
+    """What every change of one decision does to several quantities, kept up to date along a walk.
+
+    A change is felt only in the factors its decision is part of, so a step costs a few look-ups where pricing
+    all neighbours of a policy anew would cost one a factor and neighbour.
+
+    Args:
+        models: one a quantity, over the same decisions.
+        sizes: number of values of each decision.
+        here: int64 [decisions], value indices of the policy the walk starts from.
+
+    Attributes:
+        here: value indices of where the walk is.
+        costs: float64 [quantities], of ``here``.
+        changes: float64 [quantities, decisions, values], by which setting one decision to one value changes
+            the costs; 0 past a decision's last value.
+    """
+
+    def __init__(
+        self, models: Sequence[CostModel], sizes: Sequence[int], here: NDArray[np.int64]
+    ) -> None:
+        self._touching: list[list[tuple[int, Factor]]] = [[] for _ in sizes]
+        for quantity, model in enumerate(models):
+            for factor in model.factors:
+                for position in factor.scope:
+                    self._touching[position].append((quantity, factor))
+        self.here = [int(i) for i in here]
+        self.costs = np.array([model.price(here[None])[0] for model in models])
+        self.changes = np.zeros((len(models), len(sizes), max(sizes)))
+        self._sizes = sizes
+        for position in range(len(sizes)):
+            self._look(position)
+
+    def take(self, position: int, value: int) -> None:
+        """Sets one decision to a value index."""
+        self.costs = self.costs + self.changes[:, position, value]
+        self.here[position] = value
+        for near in {position}.union(*(f.scope for _, f in self._touching[position])):
+            self._look(near)
+
+    def _look(self, position: int) -> None:
+        rows = np.zeros((len(self.costs), self._sizes[position]))
+        for quantity, factor in self._touching[position]:
+            where = tuple(slice(None) if i == position else self.here[i] for i in factor.scope)
+            rows[quantity] += factor.table[where]
+        changes = rows - rows[:, self.here[position], None]
+        self.changes[:, position, : self._sizes[position]] = changes
 
 
 class Pricer:
@@ -156,6 +208,56 @@ class Pricer:
             # Integer precision costs no MACs; a small price keeps it from being free.
             here = steps[int(np.argmax(gain / (lost + 2e-3)))]
         return self.space.from_indices(here)
+
+    def fill(self, policy: Policy) -> Policy:
+        """The policy with what it leaves of the bounds used up: the opposite of ``repair``.
+
+        Each step raises one decision to any higher value, as on a staircase of latency a raise by two can cost
+        less than a raise by one. It takes the step within every bound that gives most multiply-accumulates back
+        for the largest share it uses of what is left of a bound. What costs nothing is always taken; what
+        costs something and gives no multiply-accumulates, as a higher precision, never is. A dropped block
+        that is taken back comes uncompressed, as its canonical form has it, and nothing else within it.
+
+        Returns:
+            A policy within the bounds, no decision of it lower. The policy itself where it is not within them;
+            the uncompressed one where there are no bounds.
+        """
+        if not self.within(policy):
+            return policy
+        models = [*(self.models[q] for q in self.limits), self._work]
+        steps = _Steps(models, self._sizes, self.space.indices(policy))
+        values = np.arange(max(self._sizes))
+        exists = values < np.array(self._sizes)[:, None]
+        bounds = self._bounds * (1 - 5e-10)  # half of the tolerance is for the rounding of the sums
+        while True:
+            uses = steps.changes[:-1] / bounds[:, None, None]
+            uses[np.abs(uses) < ROUNDING] = 0.0
+            left = np.maximum(0.0, 1 - steps.costs[:-1] / bounds)[:, None, None]
+            gains = steps.changes[-1]
+            fits = exists & (values > np.array(steps.here)[:, None]) & (uses <= left).all(axis=0)
+            price = (uses / np.maximum(left, ROUNDING)).max(axis=0, initial=0.0)
+            free = fits & (price <= 0)
+            if free.any():
+                worth = np.where(free, gains, -np.inf)
+            else:
+                possible = fits & (gains > 0)
+                if not possible.any():
+                    return self.space.from_indices(steps.here)
+                worth = np.where(possible, gains / np.where(possible, price, 1.0), -np.inf)
+            position, value = divmod(int(worth.argmax()), len(values))
+            steps.take(position, value)
+
+    @cached_property
+    def _work(self) -> CostModel:
+        """Multiply-accumulates, or the summed shares of channels and blocks where they are not priced."""
+        if "macs" in self.models:
+            return self.models["macs"]
+        factors = [
+            Factor((i,), np.array(d.values) / d.largest)
+            for i, d in enumerate(self.space.decisions)
+            if d.kind is not DecisionKind.PRECISION
+        ]
+        return CostModel(0.0, tuple(factors))
 
     def _excess(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Sum over the bounds of the relative excess, float64 [n]; zero within all."""

@@ -19,6 +19,7 @@ from agents.errors import AgentError
 from agents.objective import Objective, ObjectiveKind
 from agents.proposals import Proposals
 from agents.protocol import Proposal
+from agents.uniform import best_uniform, precisions
 from agents.walk import is_active, walk
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
@@ -88,6 +89,17 @@ class AmcAgent:
 
     By default the agent takes any space, and learns from fewer evaluations:
 
+    - Its first proposals are the best uniform policy of each precision (``best_uniform``), so that
+      its result is never below what needs no search and learning starts from something sound. They
+      are evaluations of the warm-up like the others. Without a budget they are the uncompressed
+      network and those of one lower precision throughout, which the objective latency starts from.
+    - In the warm-up every decision's value is drawn whatever the others are, and the draw is
+      brought into the budget by ``Pricer.repair``: clipped in order, early layers would take the
+      budget and late ones starve.
+    - With bounds and the objective accuracy, what a policy leaves of the budget is used up by
+      ``Pricer.fill``: AMC clips from above only, and a budget left unused is accuracy given away.
+      The uniform policies stay as they are. The objective latency is after what is left over, and
+      without bounds filling would undo the policy.
     - A decision's values share [0, 1] evenly (``Bins``), and the state has five features more.
     - Warm-up and noise scale with ``evaluations`` (``Schedule.over``).
     - Discount 0: the reward comes once, at the end, so with the final reward on every transition
@@ -152,6 +164,10 @@ class AmcAgent:
         self._seen: set[tuple[int, ...]] = set()
         self._worst: float | None = None
         self._owed = 0
+        self._fills = (
+            not published and bool(pricer.limits) and self._objective.kind is ObjectiveKind.ACCURACY
+        )
+        self._anchors = [] if published else _anchors(space, pricer)
 
     @property
     def finished(self) -> bool:
@@ -238,9 +254,14 @@ class AmcAgent:
         return Episode(torch.tensor(states), torch.tensor(actions)[:, None], reward)
 
     def _propose(self) -> Policy:
+        if self._proposals.asked < len(self._anchors):
+            policy = self._anchors[self._proposals.asked]
+            self._seen.add(policy.values)
+            return policy
         sigma = self.sigma
         for _ in range(self._settings.retries + 1):
-            policy = self._roll_out(sigma)
+            drawn = sigma is None and not self._published
+            policy = self._draw_at_once() if drawn else self._roll_out(sigma)
             if policy.values not in self._seen:
                 break
             sigma = None if sigma is None else 1.3 * sigma
@@ -267,7 +288,18 @@ class AmcAgent:
             active.append(position)
             return self._actions.index(decision, action)
 
-        return walk(self._pricer, choose)
+        return self._filled(walk(self._pricer, choose))
+
+    def _draw_at_once(self) -> Policy:
+        """A uniform action for every decision, whatever the others are, brought into the budget."""
+        wanted = [
+            self._actions.index(decision, self._explore.random())
+            for decision in self._space.decisions
+        ]
+        return self._filled(self._pricer.repair(self._space.from_indices(wanted)))
+
+    def _filled(self, policy: Policy) -> Policy:
+        return self._pricer.fill(policy) if self._fills else policy
 
     def _learn(self, steps: int) -> None:
         settings = self._settings
@@ -284,3 +316,9 @@ class AmcAgent:
             scale = max(float(np.std(self._replay.rewards)), 1e-8)
         for _ in range(updates):
             self._ddpg.update(self._replay.sample(self._draw, settings.batch), scale)
+
+
+def _anchors(space: SearchSpace, pricer: Pricer) -> list[Policy]:
+    """The best uniform policy of each precision within the budget, without repeats."""
+    best = (best_uniform(space, pricer, precision).policy for precision in precisions(space))
+    return list(dict.fromkeys(best))

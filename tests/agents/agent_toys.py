@@ -123,20 +123,17 @@ class ToyResNet:
 
             factors.append(self._table(row, cost))
         if self.joint:
-            # A change of precision between neighbours costs a conversion (dropped blocks pass it
-            # on: ignored).
+            # A change of precision between neighbours that both run costs a conversion (dropped
+            # blocks pass it on: ignored).
             change = np.array([[0.0, 0.03], [0.03, 0.0]])
-            for (_, _, _, a), (_, block, _, b) in zip(self.rows, self.rows[1:]):
-                if block is None:
+            for (_, first, _, a), (_, second, _, b) in zip(self.rows, self.rows[1:]):
+                if second is None:
                     continue
-                table = np.stack([np.zeros_like(change), change])  # [kept, a, b]
-                order = sorted(((block, 0), (a, 1), (b, 2)))
-                factors.append(
-                    Factor(
-                        tuple(p for p, _ in order),
-                        table.transpose([axis for _, axis in order]).copy(),
-                    )
-                )
+                table, scope = np.stack([np.zeros_like(change), change]), [second, a, b]
+                if first is not None:
+                    table, scope = np.stack([np.zeros_like(table), table]), [first, *scope]
+                axes = sorted(range(len(scope)), key=scope.__getitem__)
+                factors.append(Factor(tuple(scope[i] for i in axes), table.transpose(axes).copy()))
         return CostModel(0.05, tuple(factors))
 
     def _size(self) -> CostModel:

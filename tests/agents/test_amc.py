@@ -9,19 +9,33 @@ import pytest
 import torch
 from agent_toys import ToyResNet, small
 
-from agents import AgentError, AmcAgent, AmcSettings, Objective, RandomAgent
+from agents import AgentError, AmcAgent, AmcSettings, Objective, RandomAgent, best_uniform
+from agents.amc.actions import KeepRatios
 from agents.contract import contract_evaluation, contract_pricers
 from agents.protocol import Agent
-from search_spaces import Evaluation, Failure, Pricer
+from agents.walk import walk
+from search_spaces import (
+    CostModel,
+    Decision,
+    DecisionKind,
+    Evaluation,
+    Factor,
+    Failure,
+    Pricer,
+    SearchSpace,
+)
 
 torch.set_num_threads(1)
 
 
-def make(pricer: Pricer, evaluations: int = 12, published: bool = False) -> AmcAgent:
+def make(
+    pricer: Pricer,
+    evaluations: int = 12,
+    published: bool = False,
+    objective: Objective | None = None,
+) -> AmcAgent:
     settings = AmcSettings.published() if published else AmcSettings.over(evaluations)
-    return AmcAgent(
-        pricer.space, pricer, evaluations, 0, published=published, settings=small(settings)
-    )
+    return AmcAgent(pricer.space, pricer, evaluations, 0, published, objective, small(settings))
 
 
 def search(agent: Agent, toy: ToyResNet, pricer: Pricer, evaluations: int) -> list[float]:
@@ -169,6 +183,92 @@ def test_the_kinds_of_amc_do_not_load_each_other() -> None:
         make(pricer).load_state_dict(make(pricer, published=True).state_dict())
 
 
+def test_starts_with_the_best_uniform_policy_of_each_precision() -> None:
+    toy = ToyResNet()
+    pricer = toy.pricer(latency_ms=0.4)
+    best = [best_uniform(toy.space, pricer, bits).policy for bits in (32, 8)]
+    assert [p.policy for p in make(pricer).ask(2)] == best
+    # They are as asked for, not improved: a result below the report's reference is ruled out.
+    assert pricer.fill(best[1]) != best[1]
+
+
+def test_starts_with_one_uniform_policy_where_there_is_one_precision() -> None:
+    pricer = contract_pricers()["prune"]
+    first, second = make(pricer).ask(2)
+    assert first.policy == best_uniform(pricer.space, pricer, None).policy
+    assert pricer.fill(second.policy) == second.policy
+
+
+@pytest.mark.parametrize("name", ["prune", "joint", "two_bounds"])
+def test_uses_up_the_budget_before_and_after_the_warm_up(name: str) -> None:
+    pricer = contract_pricers()[name]
+    agent = make(pricer, evaluations=16)
+    for i in range(16):
+        (p,) = agent.ask()
+        if i >= 2:
+            assert pricer.fill(p.policy) == p.policy
+        agent.tell(p.id, p.policy, contract_evaluation(p.policy, pricer))
+    assert pricer.fill(agent.greedy()) == agent.greedy()
+
+
+def test_leaves_the_rest_of_the_budget_to_the_objective_latency() -> None:
+    joint = contract_pricers()["joint"]
+    pricer = joint.with_limits(
+        {"size_bytes": 0.6 * joint.costs(joint.space.uncompressed())["size_bytes"]}
+    )
+    objective = Objective.of("latency", pricer, max_drop=0.02)
+    proposals = make(pricer, evaluations=60, objective=objective).ask(15)[2:]
+    assert all(pricer.within(p.policy) for p in proposals)
+    assert sum(pricer.fill(p.policy) != p.policy for p in proposals) > 8
+
+
+def test_without_a_budget_it_starts_uncompressed_and_draws_from_the_whole_space() -> None:
+    pricer = contract_pricers()["free"]
+    policies = [p.policy for p in make(pricer, evaluations=60).ask(15)]
+    assert policies[0] == pricer.space.uncompressed()
+    assert len(set(policies)) == 15
+
+
+def test_the_warm_up_starves_no_layer() -> None:
+    """Twelve layers alike but for their price, a budget of 0.3: clipped in order the last get least."""
+    prices = np.random.default_rng(0).permutation(np.linspace(0.9, 1.1, 12))
+    space = SearchSpace(
+        tuple(
+            Decision(f"{i}:channels", DecisionKind.CHANNELS, tuple(range(1, 9))) for i in range(12)
+        )
+    )
+    line = np.arange(1.0, 9.0)
+    latency = CostModel(0.0, tuple(Factor((i,), p * line) for i, p in enumerate(prices)))
+    macs = CostModel(0.0, tuple(Factor((i,), line) for i in range(12)))
+    pricer = Pricer(space, {"latency_ms": latency, "macs": macs}, {"latency_ms": 0.3 * 96})
+
+    def ends(agent: Agent) -> tuple[float, float]:
+        kept = np.mean([p.policy.values for p in agent.ask(80)][1:], axis=0)
+        return float(kept[:4].mean()), float(kept[-4:].mean())
+
+    early, late = ends(make(pricer, evaluations=400))
+    assert late > 0.75 * early
+    early, late = ends(RandomAgent(space, pricer, 0))  # clips in order
+    assert late < 0.6 * early
+
+
+def test_published_walks_in_order_and_neither_fills_nor_repairs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pricer = contract_pricers()["prune"]
+    agent = make(pricer, published=True)
+    rng, actions = np.random.default_rng([0, 0]), KeepRatios(pricer.space)
+    decisions = pricer.space.decisions
+    expected = [
+        walk(pricer, lambda i, prefix, allowed: actions.index(decisions[i], rng.random()))
+        for _ in range(100)
+    ]
+    for changed in ("fill", "repair"):
+        monkeypatch.delattr(Pricer, changed)
+    assert [p.policy for p in agent.ask(100)] == expected
+    agent.ask(5)
+
+
 @pytest.mark.slow
 def test_learns_within_sixty_evaluations() -> None:
     """Joint pruning, dropping and bits of a toy network at 0.4 of its latency, as a job runs it."""
@@ -184,8 +284,9 @@ def test_learns_within_sixty_evaluations() -> None:
         assert toy.score(after) > toy.score(before)
         drawn.append(search(RandomAgent(toy.space, pricer, seed), toy, pricer, 60))
     best, control = np.max(learned, axis=1), np.max(drawn, axis=1)
-    assert np.mean(best - control) > 0.25, (best, control)
+    assert np.mean(best - control) > 0.5, (best, control)
     assert all(b > c for b, c in zip(best, control)), (best, control)
-    # Not luck: what it proposes at the end is better than what it drew in its warm-up, throughout.
+    # Not luck: what it proposes at the end is better than what it drew in its warm-up, throughout,
+    # though those draws use up the budget too.
     late, warm = np.mean(learned, axis=0)[-10:].mean(), np.mean(learned, axis=0)[:15].mean()
-    assert late > warm + 0.8
+    assert late > warm + 0.4
