@@ -290,3 +290,22 @@ def test_learns_within_sixty_evaluations() -> None:
     # though those draws use up the budget too.
     late, warm = np.mean(learned, axis=0)[-10:].mean(), np.mean(learned, axis=0)[:15].mean()
     assert late > warm + 0.4
+
+
+def test_every_other_proposal_after_the_warm_up_stays_near_one_of_the_best() -> None:
+    toy = ToyResNet(blocks=9, seed=3)
+    agent = AmcAgent(toy.space, toy.pricer(latency_ms=0.5), 60, seed=0)
+    told: list[tuple[float, np.ndarray]] = []
+    differing: dict[int, list[float]] = {0: [], 1: []}
+    for number in range(40):
+        (proposal,) = agent.ask()
+        here = toy.space.indices(proposal.policy)
+        if number >= 20:
+            best = [i for _, i in sorted(told, key=lambda pair: -pair[0])[:4]]
+            differing[number % 2].append(min(float(np.mean(here != other)) for other in best))
+        evaluation = toy.evaluate(proposal.policy, toy.pricer(latency_ms=0.5))
+        told.append((evaluation.score, here))
+        agent.tell(proposal.id, proposal.policy, evaluation)
+    # Changing a few decisions moves some more, as the budget is cut back and filled up again.
+    assert np.median(differing[1]) < 0.5
+    assert np.median(differing[1]) < np.median(differing[0])
