@@ -2,6 +2,7 @@
 
 from compressors.compressor import Choices, Compressed, Compressor
 from compressors.errors import ExportError, PlanError, PruningError, TraceError
+from compressors.exported import ExportedNetwork
 from compressors.groups import PruningGroup, find_groups
 from compressors.loading import load, rebuild, save
 from compressors.plan import ActivationScale, Plan, WeightScale
@@ -16,6 +17,7 @@ __all__ = [
     "Compressed",
     "Compressor",
     "ExportError",
+    "ExportedNetwork",
     "Plan",
     "PlanError",
     "PruningError",

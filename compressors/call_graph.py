@@ -103,6 +103,14 @@ def function_name(function: Any) -> str:
 _ARITHMETIC = {"add", "sub", "mul", "truediv", "matmul", "pow"}
 
 
+def channels_last(images: Tensor) -> Tensor:
+    """Images [n, C, H, W] laid out with channels innermost, other inputs as they are.
+
+    The layout passes on from call to call; oneDNN runs depthwise and 1x1 convolutions up to twice as fast on it.
+    """
+    return images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+
+
 @contextlib.contextmanager
 def module_stack(network: nn.Module) -> Iterator[list[str]]:
     """Keeps the path of the running module on top of the yielded list (the root's path is "")."""

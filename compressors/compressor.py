@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressors.call_graph import INPUT_SITE, SiteMode, module_stack
+from compressors.call_graph import INPUT_SITE, SiteMode, channels_last, module_stack
 from compressors.errors import PruningError
 from compressors.groups import PruningGroup, channels_of
 from compressors.importance import ranking
@@ -28,7 +28,11 @@ from compressors.quantization import (
     round_bias,
 )
 from compressors.refit import Refitter, Target, collect_targets, refittable
-from compressors.structure import Structure, analyse, inside
+from compressors.structure import RECTIFIERS, Structure, analyse, inside
+
+# Calibration images run together where nothing has to be solved: their maps are small enough to be allocated again
+# and again without asking the operating system for pages.
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ class Compressor:
         self._limit = 63 if reduce_range else 127
         self._places = places
         self._targets: dict[str, Target] | None = None
+        self._overwriting = overwriting(self.structure)
 
     def channels(self, choices: Choices) -> Channels:
         """Kept positions per module and axis."""
@@ -187,7 +192,10 @@ class Compressor:
         sites: dict[str, str],
         quick: bool,
     ) -> tuple[RangeObserver, list[str]]:
-        """One pass over the calibration images: refits in order, watches ranges, checks the output."""
+        """One pass over the calibration images: refits in order, watches ranges, checks the output.
+
+        A refit needs all images at once, since every layer is solved on what the solved ones before it give.
+        """
         observer = RangeObserver(set(sites.values()))
         pruned = [
             layer.path
@@ -205,9 +213,13 @@ class Compressor:
         refitter = Refitter(self.targets() if refit else {}, outputs)
         handles = refitter.attach(network, pruned) if refit else []
         observer.see(INPUT_SITE, images)
+        rectifiers = self._rectifiers(network)
+        for module in rectifiers:
+            module.inplace = True  # type: ignore[assignment]
         try:
-            with module_stack(network) as stack, torch.no_grad(), SiteMode(stack, observer.see):
-                out = network(images)
+            for part in torch.split(images, len(images) if refit else _BATCH):
+                with module_stack(network) as stack, torch.no_grad(), SiteMode(stack, observer.see):
+                    out = network(channels_last(part))
         except Exception as error:
             raise PruningError(
                 f"the compressed network fails: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -215,12 +227,20 @@ class Compressor:
         finally:
             for handle in handles:
                 handle.remove()
+            for module in rectifiers:
+                module.inplace = False  # type: ignore[assignment]
         expected = self.structure.graph.output_shape[1:]
         if tuple(out.shape[1:]) != expected:
             raise PruningError(
                 f"the compressed network gives {list(out.shape[1:])} instead of {list(expected)}"
             )
         return observer, refitter.refitted
+
+    def _rectifiers(self, network: nn.Module) -> list[nn.Module]:
+        """Modules of a compressed network that may overwrite their input."""
+        modules = dict(network.named_modules())
+        found = [modules[path] for path in self._overwriting if path in modules]
+        return [m for m in found if getattr(m, "inplace", None) is False]
 
     def targets(self) -> dict[str, Target]:
         """Outputs of the original at sampled places, computed at the first need."""
@@ -231,3 +251,26 @@ class Compressor:
                 self.folded, self.structure, self.images, wanted, self._places
             )
         return self._targets
+
+
+def overwriting(structure: Structure) -> tuple[str, ...]:
+    """Rectifier modules that may work in place, because nothing else reads what they rectify.
+
+    Fresh memory costs a rectifier of 512 images more than its arithmetic. ``prepare`` makes every module pure, and
+    only a calibration pass, which has the call graph, makes some of them overwrite again.
+    """
+    graph = structure.graph
+    producer, readers = graph.by_site(), graph.consumers()
+    # Where a block is dropped, its input is read in place of its output.
+    shared = {site for block in structure.blocks for site in (block.input, block.output)}
+    able: dict[str, bool] = {}
+    for use in graph.uses:
+        made, read = producer.get(use.input or ""), readers.get(use.input or "", [])
+        fine = (
+            made is not None
+            and made.function in ("conv2d", "batch_norm")
+            and made.site not in (*shared, graph.output)
+            and [(call.function in RECTIFIERS, call.module) for call in read] == [(True, use.path)]
+        )
+        able[use.path] = able.get(use.path, True) and fine
+    return tuple(path for path, fine in able.items() if fine)

@@ -126,7 +126,9 @@ class RangeObserver:
 
     def see(self, site: str, value: Tensor) -> Tensor:
         if site in self._sites:
-            low, high = value.aminmax()
+            innermost = value.is_contiguous(memory_format=torch.channels_last)
+            # In the order of memory, or aminmax makes a copy first.
+            low, high = (value.permute(0, 2, 3, 1) if innermost else value).aminmax()
             seen = self.ranges.get(site, (float("inf"), float("-inf")))
             self.ranges[site] = (min(seen[0], float(low)), max(seen[1], float(high)))
         return value

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressors.call_graph import channels_last
 from compressors.structure import Layer, Structure
 
 # Ridge towards the present weights, relative to the mean diagonal of the Gram matrix.
@@ -47,7 +48,7 @@ def collect_targets(
     images: Tensor,
     paths: Iterable[str],
     places: int = 24,
-    batch: int = 128,
+    batch: int = 32,
 ) -> dict[str, Target]:
     """Runs the uncompressed network and keeps the outputs of the named layers at random places.
 
@@ -85,7 +86,7 @@ def collect_targets(
     try:
         with torch.no_grad():
             for start in range(0, len(images), batch):
-                network(images[start : start + batch])
+                network(channels_last(images[start : start + batch]))
     finally:
         for handle in handles:
             handle.remove()
@@ -141,12 +142,12 @@ def solve(module: nn.Conv2d | nn.Linear, inputs: Tensor, targets: Tensor) -> Non
         targets: float [rows, out_channels].
     """
     weight = module.weight.detach().flatten(1)
-    bias = torch.zeros(len(weight)) if module.bias is None else module.bias.detach()
-    residual = targets - inputs @ weight.T - bias
+    residual = torch.addmm(targets, inputs, weight.T, alpha=-1)
     if module.bias is not None:
         # Centred inputs decouple the bias from the weights.
-        mean, off = inputs.mean(0), residual.mean(0)
-        inputs, residual = inputs - mean, residual - off
+        mean, bias = inputs.mean(0), residual.mean(0)
+        inputs = inputs - mean
+        residual -= bias
     gram = (inputs.T @ inputs).double()
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     factor, failed = torch.linalg.cholesky_ex(gram)
@@ -157,7 +158,7 @@ def solve(module: nn.Conv2d | nn.Linear, inputs: Tensor, targets: Tensor) -> Non
         return
     module.weight.data = (weight + delta).reshape(module.weight.shape).contiguous()
     if module.bias is not None:
-        module.bias.data = bias + off - delta @ mean
+        module.bias.data = bias - delta @ mean
 
 
 class Refitter:

@@ -15,7 +15,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from compressors.call_graph import channels_last
 from compressors.compressor import Compressed, Compressor
+from compressors.errors import ExportError
+from compressors.exported import ExportedNetwork
+from compressors.plan import Plan
 from evaluation.errors import ScoringError
 from evaluation.intervals import mean_ci95
 from evaluation.splits import Examples
@@ -23,19 +27,26 @@ from search_spaces.evaluation import Evaluation
 from search_spaces.network_space import NetworkSpace
 from search_spaces.policy import Policy
 
-BATCH = 100
+BATCH = 32
 Metric = Callable[[Tensor, Tensor], Any]
 
 
 def outputs_of(network: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor:
     """Outputs float32 [n, classes]."""
-    if inputs.dim() == 4:
-        # oneDNN runs depthwise and 1x1 convolutions up to twice as fast on channels-last images.
-        network = network.to(memory_format=torch.channels_last)
-    layout = torch.channels_last if inputs.dim() == 4 else torch.contiguous_format
-    parts = (inputs[i : i + batch] for i in range(0, len(inputs), batch))
     with torch.no_grad():
-        return torch.cat([network(part.contiguous(memory_format=layout)) for part in parts])
+        return torch.cat([network(channels_last(part)) for part in torch.split(inputs, batch)])
+
+
+def outputs_of_compressed(compressed: Compressed, inputs: Tensor) -> Tensor:
+    """Outputs float32 [n, ...] as the exported file gives them, on any target.
+
+    ONNX Runtime needs a tenth of the time of fake quantization in torch, export included. torch runs what cannot
+    be exported.
+    """
+    try:
+        return ExportedNetwork(compressed.network, compressed.plan)(inputs)
+    except ExportError:
+        return outputs_of(compressed.runnable(), inputs)
 
 
 def divergence(original: Tensor, compressed: Tensor) -> NDArray[np.float64]:
@@ -54,7 +65,7 @@ class PolicyScorer:
     The search score is minus the mean divergence of the compressed network's class distribution from the
     original's, in nats: it needs no labels, and ranks policies better than accuracy does before training
     (Spearman 0.87 against 0.85 with the later fine-tuned accuracy). With a metric of the user's own the score is
-    its mean.
+    its mean. Outputs are those of the policy's exported file, see ``outputs_of_compressed``.
 
     Args:
         compressor: of the network.
@@ -80,7 +91,10 @@ class PolicyScorer:
     def reference(self) -> Tensor:
         """The original's outputs on the search images."""
         if self._reference is None:
-            self._reference = outputs_of(self._compressor.folded, self._examples.inputs)
+            original = Compressed(
+                self._compressor.folded, Plan(input_shape=tuple(self._examples.inputs.shape[1:]))
+            )
+            self._reference = outputs_of_compressed(original, self._examples.inputs)
         return self._reference
 
     def compress(self, policy: Policy) -> Compressed:
@@ -90,16 +104,29 @@ class PolicyScorer:
     def score(self, policy: Policy) -> Evaluation:
         """See ``Scorer.score``."""
         start = time.perf_counter()
-        evaluation = self.score_network(self.compress(policy).runnable())
+        evaluation = self.score_compressed(self.compress(policy))
         return replace(evaluation, seconds=time.perf_counter() - start)
 
-    def score_network(self, network: nn.Module) -> Evaluation:
-        """Scores a network as it is, e.g. one that was fine-tuned.
+    def score_compressed(self, compressed: Compressed) -> Evaluation:
+        """Scores what the compressed network's exported file computes.
 
         Raises:
             ScoringError: its outputs are not finite, or the metric fails.
         """
-        outputs = outputs_of(network, self._examples.inputs)
+        return self._evaluate(outputs_of_compressed(compressed, self._examples.inputs))
+
+    def score_network(self, network: nn.Module) -> Evaluation:
+        """Scores a network as torch runs it, e.g. one that is being fine-tuned.
+
+        Of a compressed network the score is within 0.001 nats of ``score_compressed``: where a sum falls between
+        two activation levels the two runtimes round it to different ones.
+
+        Raises:
+            ScoringError: its outputs are not finite, or the metric fails.
+        """
+        return self._evaluate(outputs_of(network, self._examples.inputs))
+
+    def _evaluate(self, outputs: Tensor) -> Evaluation:
         if not torch.isfinite(outputs).all():
             raise ScoringError("the compressed network's outputs are not finite")
         reference, targets = self.reference, self._examples.targets

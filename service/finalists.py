@@ -154,7 +154,7 @@ class FinalistPicker:
         """Compresses, exports and times one policy."""
         compressed = self._scorer.compress(policy)
         if evaluation is None:
-            evaluation = self._scorer.score_network(compressed.runnable())
+            evaluation = self._scorer.score_compressed(compressed)
         file = self._folder / f"{policy.digest}.onnx"
         save_onnx(export_onnx(compressed.network, compressed.plan, self._setup.target.batch), file)
         ratio, violations = self.check_file(file, policy)
@@ -295,7 +295,7 @@ def finetuned(
         network.load_state_dict(load_file(one.directory / STATE_FILE))
         choices = setup.network.network_space.choices(finalist.policy)
         compressed = setup.compressor.requantize(folded(network, plan), choices)
-        results.append((finalist, compressed, scorer.score_network(compressed.runnable())))
+        results.append((finalist, compressed, scorer.score_compressed(compressed)))
         if one.epochs < spec.finetune.epochs:
             notes.append(
                 f"finalist {finalist.policy.digest} was stopped after {one.epochs} of {spec.finetune.epochs} epochs"

@@ -10,10 +10,18 @@ import torch
 from scipy import stats
 
 from compressors import Compressor, fold_norms, foldable, prepare
+from compressors.errors import ExportError
+from compressors.exporter import export_onnx, save_onnx
 from compressors.structure import analyse, example_input
 from evaluation.errors import DataError, ScoringError
 from evaluation.intervals import mean_ci95, share_ci95
-from evaluation.scoring import PolicyScorer, ScorerBuilder, divergence, save_images
+from evaluation.scoring import (
+    PolicyScorer,
+    ScorerBuilder,
+    divergence,
+    outputs_of,
+    save_images,
+)
 from evaluation.splits import Examples, carve, gather
 from latency_tables import parse_target
 from search_spaces.network_space import build_space
@@ -123,3 +131,41 @@ def test_a_builder_makes_an_equal_scorer_from_a_file(tmp_path: Path) -> None:
     space = made._space.space
     policy = space.policy([d.values[len(d.values) // 2] for d in space.decisions])
     assert again.score(policy).score == pytest.approx(made.score(policy).score, abs=1e-6)
+
+
+def test_a_policy_is_scored_as_its_file_computes_it(tmp_path: Path) -> None:
+    made, _, examples = scorer()
+    space = made._space.space
+    policy = space.policy([d.values[0] for d in space.decisions])
+    compressed = made.compress(policy)
+    assert compressed.plan.quantized
+    file = tmp_path / "model.onnx"
+    save_onnx(export_onnx(compressed.network, compressed.plan), file)
+    outputs = torch.from_numpy(parse_target("x86-ort").run(file, examples.inputs.numpy()))
+    found = made.score(policy)
+    assert found.score == pytest.approx(-divergence(made.reference, outputs).mean(), abs=1e-3)
+    assert made.score_compressed(compressed).score == pytest.approx(found.score, abs=1e-6)
+    # Fake quantization in torch gives nearly the same, and what cannot be exported is scored by it.
+    torch_score = made.score_network(compressed.runnable())
+    assert torch_score.score == pytest.approx(found.score, abs=1e-3)
+
+
+def test_what_cannot_be_exported_is_scored_in_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, _ = scorer()
+    space = made._space.space
+    policy = space.policy([d.values[0] for d in space.decisions])
+    expected = made.score_network(made.compress(policy).runnable())
+
+    def refuse(*_: object) -> None:
+        raise ExportError("no such operator")
+
+    monkeypatch.setattr("compressors.exported.export_onnx", refuse)
+    assert made.score(policy).score == pytest.approx(expected.score, abs=1e-6)
+
+
+def test_running_a_network_leaves_it_as_it_was() -> None:
+    made, compressor, examples = scorer()
+    before = [p.stride() for p in compressor.folded.parameters()]
+    outputs = outputs_of(compressor.folded, examples.inputs)
+    assert [p.stride() for p in compressor.folded.parameters()] == before
+    torch.testing.assert_close(outputs, made.reference, rtol=1e-4, atol=1e-4)
