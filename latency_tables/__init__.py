@@ -2,7 +2,7 @@
 
 The room imports nothing of Trimtab's other rooms and no torch: it can be copied to a bare device
 with numpy, onnx, filelock and one runtime. ``TargetContract`` for plug-ins lies in
-``latency_tables.contract``.
+``latency_tables.contract``; tables of others are read by ``latency_tables.importers``.
 """
 
 from latency_tables.errors import (
@@ -17,6 +17,8 @@ from latency_tables.exclusive import HostToken, timing_token
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel, KernelUse, TensorSpec, merge_uses
 from latency_tables.latency import Latency, Measurements
+from latency_tables.layer import Layer, LayerShape, Quantity
+from latency_tables.layer_table import Flag, LayerTable, RowKey
 from latency_tables.predict import Cost, network_cost
 from latency_tables.row import Row
 from latency_tables.scope import scope_of
@@ -33,6 +35,7 @@ from latency_tables.target import (
 __all__ = [
     "Cost",
     "EstimateError",
+    "Flag",
     "HostFingerprint",
     "HostToken",
     "Kernel",
@@ -42,9 +45,14 @@ __all__ = [
     "KernelUse",
     "Latency",
     "LatencyTable",
+    "Layer",
+    "LayerShape",
+    "LayerTable",
     "MeasurementError",
     "Measurements",
+    "Quantity",
     "Row",
+    "RowKey",
     "TableError",
     "TableStore",
     "Target",

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,24 +53,47 @@ def runtime_version(package: str = "onnxruntime") -> str:
     try:
         return f"{package} {importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
-        return f"{package} absent"
+        # A vendor's build may be installed under another name than it is imported by.
+        version = getattr(sys.modules.get(package), "__version__", "absent")
+        return f"{package} {version}"
 
 
-def _cpu_info() -> tuple[str, frozenset[str]]:
-    """Model name and all flags of the first processor, from ``/proc/cpuinfo`` where it exists."""
-    fields: dict[str, str] = {}
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    for line in text.split("\n\n", 1)[0].splitlines():
-        name, _, value = line.partition(":")
-        fields[name.strip()] = value.strip()
-    model = fields.get("model name") or platform.processor() or platform.machine()
+def cpu_info(text: str, board: str = "") -> tuple[str, frozenset[str]]:
+    """Model name and all flags of the first processor.
+
+    Args:
+        text: of ``/proc/cpuinfo``, "" where there is none.
+        board: name of the device, for processors that have none themselves (ARM).
+    """
+    blocks = [
+        {
+            name.strip(): value.strip()
+            for name, _, value in (line.partition(":") for line in block.splitlines())
+        }
+        for block in text.split("\n\n")
+    ]
+    fields = blocks[0]
+    # ARM's processors say who designed which core; a device may have several kinds of them.
+    cores = {
+        (b["CPU implementer"], b["CPU part"])
+        for b in blocks
+        if {"CPU implementer", "CPU part"} <= b.keys()
+    }
+    arm = ", ".join(
+        [board] * bool(board) + [f"ARM core {maker}-{part}" for maker, part in sorted(cores)]
+    )
+    model = fields.get("model name") or arm or platform.processor() or platform.machine()
     if {"cpu family", "model", "stepping"} <= fields.keys():
         # Virtual machines often call every processor "Intel(R) Xeon(R) Processor".
         model += f" ({fields['cpu family']}-{fields['model']}-{fields['stepping']})"
     return model, frozenset(fields.get("flags", fields.get("Features", "")).split())
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip("\0\n")
+    except OSError:
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +117,7 @@ class HostFingerprint:
     @classmethod
     def here(cls, package: str = "onnxruntime") -> HostFingerprint:
         """The fingerprint of this machine with the installed version of one runtime package."""
-        model, flags = _cpu_info()
+        model, flags = cpu_info(_read("/proc/cpuinfo"), _read("/proc/device-tree/model"))
         return cls(
             processor=model,
             flags=tuple(sorted(flags & RELEVANT_FLAGS)),

@@ -21,7 +21,10 @@ def add_commands(commands: Any) -> None:
     measure.add_argument("--model", required=True, metavar="S")
     measure.add_argument("--input", type=input_shape, metavar="CxHxW")
     measure.add_argument("--target", default="x86-ort", metavar="T")
-    measure.add_argument("--kit", metavar="DIR", help="(not available in this version)")
+    measure.add_argument(
+        "--kit", type=Path, metavar="DIR",
+        help="write a folder that measures on another device, without Trimtab, instead",
+    )  # fmt: skip
     measure.add_argument("--json", action="store_true")
     add_local_options(measure)
     measure.set_defaults(run=run_measure)
@@ -36,9 +39,9 @@ def add_commands(commands: Any) -> None:
     check.add_argument("name", metavar="NAME")
     check.add_argument("--rows", type=int, default=20, metavar="N", help="default 20")
     check.set_defaults(run=run_check)
-    load = verbs.add_parser("import", help="(not available in this version)")
-    load.add_argument("file", metavar="FILE")
-    load.add_argument("--name", metavar="N")
+    load = verbs.add_parser("import", help="take in a table of another device, or a published one")
+    load.add_argument("file", metavar="FILE", type=Path, help="or a folder of TFLite logs")
+    load.add_argument("--name", metavar="N", help="what to call it; default as the file")
     load.set_defaults(run=run_import)
     for verb in (listing, show, check, load):
         verb.add_argument("--json", action="store_true")
@@ -52,8 +55,32 @@ def run_absent(args: argparse.Namespace) -> int:
     raise RequestError(f"{args.absent} {NOT_YET}")
 
 
-def run_import(_args: argparse.Namespace) -> int:
-    raise RequestError(f"tables import {NOT_YET}; tables come from measuring on this host")
+def run_import(args: argparse.Namespace) -> int:
+    """Reads a file's tables, stores them, and says what is odd about them."""
+    from latency_tables.importers import import_file
+
+    store = _store()
+    path = args.file.expanduser()
+    found = import_file(path, args.name)
+    new = store.add_imported(found.tables)
+    if args.json:
+        items = [
+            {
+                **_summary(name, table, imported=True),
+                "new": name in new,
+                "flags": [flag.to_json() for flag in found.flags[name]],
+            }
+            for name, table in found.tables.items()
+        ]
+        write_json({"file": str(path), "format": found.format, "tables": items})
+        return OK
+    lines = []
+    for name, table in found.tables.items():
+        verb = "imported" if name in new else "was there already:"
+        lines += [f"{verb} {name} ({found.format}): {_headline(table)}"]
+        lines += [f"  {flag.kind}: {flag.message}" for flag in found.flags[name]]
+    write("\n".join(lines))
+    return OK
 
 
 def run_measure(args: argparse.Namespace) -> int:
@@ -66,15 +93,11 @@ def run_measure(args: argparse.Namespace) -> int:
     from service.settings import Settings
 
     if args.kit is not None:
-        raise RequestError(f"measuring another device with --kit {NOT_YET}")
+        return _write_kit(args)
     with reserved_stdout(), StageProgress() as progress:
         data_dir = Settings.load().data_dir
         target = parse_target(args.target)
-        sources = local_sources(args, data_dir)
-        sources.check_model(args.model)
-        shape = args.input or sources.default_input(args.model)
-        if shape is None:
-            raise RequestError(f"{args.model} has no default input; give --input CxHxW")
+        sources, shape = _network(args, data_dir)
         progress.show("exporting")
         network = prepare(sources.model_factory(args.model)())
         model = export_onnx(network, Plan(input_shape=shape), target.batch)
@@ -107,41 +130,121 @@ def run_measure(args: argparse.Namespace) -> int:
     return OK
 
 
+def _network(args: argparse.Namespace, data_dir: Path) -> tuple[Any, tuple[int, int, int]]:
+    """Where ``--model`` comes from, and the shape of one example."""
+    sources = local_sources(args, data_dir)
+    sources.check_model(args.model)
+    shape = args.input or sources.default_input(args.model)
+    if shape is None:
+        raise RequestError(f"{args.model} has no default input; give --input CxHxW")
+    return sources, shape
+
+
+def _write_kit(args: argparse.Namespace) -> int:
+    """A folder that measures on a device; nothing is timed here."""
+    from latency_tables import parse_target
+    from latency_tables.kit import require_free
+    from service.progress import StageProgress
+    from service.settings import Settings
+
+    with reserved_stdout(), StageProgress() as progress:
+        target = parse_target(args.target)
+        require_free(args.kit)
+        sources, shape = _network(args, Settings.load().data_dir)
+        from service.kit import make_kit
+
+        document = make_kit(args.model, sources, shape, target, args.kit, progress.show)
+    if args.json:
+        write_json(document)
+    else:
+        write("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in document.items()))
+        write(f"next: read {args.kit / 'README.txt'}")
+    return OK
+
+
 def run_list(args: argparse.Namespace) -> int:
     store = _store()
-    tables = [(name, store.get(name)) for name in store.list()]
+    tables = [(name, store.get(name), store.is_imported(name)) for name in store.list()]
     if args.json:
-        write_json(
-            {
-                "items": [
-                    {
-                        "name": name,
-                        "target": table.target,
-                        "device_class": table.device_class,
-                        "rows": len(table),
-                        "digest": table.digest,
-                        "host": table.host.to_json(),
-                        "created": table.created,
-                    }
-                    for name, table in tables
-                ]
-            }
-        )
+        write_json({"items": [_summary(*item) for item in tables]})
     elif not tables:
-        write("no tables yet; a job or `trimtab measure` makes one")
+        write("no tables yet; a job, `trimtab measure` or `trimtab tables import` makes one")
     else:
-        rows = [["name", "target", "rows", "processor", "runtime"]]
-        for name, table in tables:
-            host = table.host
-            rows.append([name, table.target, str(len(table)), host.processor, host.runtime])
+        rows = [["name", "for", "rows", "device", "how"]]
+        for name, table, imported in tables:
+            if _has_layers(table):
+                what = table.network or ("layers" if table.key == "layer" else "layer shapes")
+                device, how = table.device, table.provenance
+            else:
+                what, device, how = table.target, table.host.processor, table.host.runtime
+            marked = f"{how}, imported" if imported and how != "imported" else how
+            rows.append([name, what, str(len(table)), device, marked])
         write(aligned(rows, right=(2,)))
     return OK
+
+
+def _has_layers(table: Any) -> bool:
+    """Whether a table's rows are layers at several precisions, not kernels."""
+    from latency_tables import LayerTable
+
+    return isinstance(table, LayerTable)
+
+
+def _summary(name: str, table: Any, imported: bool) -> dict[str, Any]:
+    """What ``--json`` says of a table without its rows."""
+    layers = _has_layers(table)
+    made = {table.provenance} if layers else {row.provenance for row in table.rows.values()}
+    summary = {
+        "name": name,
+        "kind": "layers" if layers else "kernels",
+        "imported": imported,
+        "target": table.target,
+        "device_class": table.device_class,
+        "rows": len(table),
+        "digest": table.digest,
+        "host": None if layers else table.host.to_json(),
+        "provenance": ", ".join(sorted(made)) or None,
+        "created": table.created,
+    }
+    if layers:
+        summary |= {
+            "network": table.network,
+            "batch": table.batch,
+            "quantities": {quantity.name: quantity.unit for quantity in table.quantities},
+            "weight_bits": list(table.w_bits),
+            "activation_bits": list(table.a_bits),
+            "end_to_end": table.end_to_end,
+            "source": table.source,
+        }
+    return summary
+
+
+def _headline(table: Any) -> str:
+    """What a table holds and where it is from, in a line."""
+    if not _has_layers(table):
+        host = table.host
+        return (
+            f"{len(table)} kernels of {table.target} on {host.processor}, {host.runtime}; "
+            f"digest {table.digest}"
+        )
+    rows = f"{len(table)} {'layers' if table.key == 'layer' else 'layer shapes'}"
+    rows += f" of {table.network}" if table.network else ""
+    units = [q.name if q.unit == "1" else f"{q.name} in {q.unit}" for q in table.quantities]
+    batch = "" if table.batch is None else f", batch {table.batch}"
+    many = len(table.precisions)
+    return (
+        f"{rows} at {many} precision{'' if many == 1 else 's'} on {table.device}{batch}: "
+        f"{', '.join(units)}; {table.provenance}; digest {table.digest}"
+    )
 
 
 def run_show(args: argparse.Namespace) -> int:
     table = _store().get(args.name)
     if args.json:
         write_json({**table.to_json(), "digest": table.digest})
+        return OK
+    if _has_layers(table):
+        write(_layer_rows(table))
         return OK
     rows = [["median", "95 % interval", "rounds", "kernel"]]
     for row in sorted(table.rows.values(), key=lambda row: -row.median_us):
@@ -161,6 +264,31 @@ def run_show(args: argparse.Namespace) -> int:
     return OK
 
 
+def _layer_rows(table: Any) -> str:
+    """Rows of an imported table: every precision, or of many those with equal bits."""
+    from latency_tables.layer import precision_name
+
+    columns = list(range(len(table.precisions)))
+    if len(columns) > 4:
+        equal = [i for i in columns if table.precisions[i][0] == table.precisions[i][1]]
+        columns = equal or columns[:8]
+    shown = [(quantity, i) for quantity in table.quantities for i in columns]
+    rows = [["row", *(f"{precision_name(table.precisions[i])} {q.name}" for q, i in shown)]]
+    for row, layer in enumerate(table.layers):
+        cells = [quantity.values[row][i] for quantity, i in shown]
+        rows.append([layer.label, *("-" if cell is None else f"{cell:.7g}" for cell in cells)])
+    lines = [_headline(table), f"from {table.source}, {table.created}"]
+    lines += [f"{flag.kind}: {flag.message}" for flag in table.flags]
+    if table.whole:
+        runs = ", ".join(f"{run:.2f}" for run in table.whole)
+        lines.append(f"end to end: {table.end_to_end:.2f} (runs: {runs})")
+    for part, costs in table.fixed.items():
+        lines.append(f"{part}: {', '.join(f'{key} {cost:.7g}' for key, cost in costs.items())}")
+    if len(columns) < len(table.precisions):
+        lines.append(f"{len(columns)} of {len(table.precisions)} precisions; --json prints all")
+    return "\n".join(lines) + "\n\n" + aligned(rows, right=tuple(range(1, len(rows[0]))))
+
+
 def run_check(args: argparse.Namespace) -> int:
     """Measures a sample of rows again. The differences are shares of the stored time."""
     from latency_tables import parse_target
@@ -168,7 +296,7 @@ def run_check(args: argparse.Namespace) -> int:
 
     if args.rows < 1:
         raise RequestError(f"--rows must be 1 or more, not {args.rows}")
-    table = _store().get(args.name)
+    table = _store().get_kernels(args.name)
     target = parse_target(table.target)
     table.require_host(target.host())
     if not table.rows:
