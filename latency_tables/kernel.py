@@ -34,6 +34,8 @@ ITEM_BYTES: Mapping[str, float] = {
     "uint16": 2,
     "int8": 1,
     "uint8": 1,
+    "float8e4m3fn": 1,
+    "float8e5m2": 1,
     "bool": 1,
     "int4": 0.5,
     "uint4": 0.5,

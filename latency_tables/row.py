@@ -36,6 +36,9 @@ class Row:
         provenance: one of ``PROVENANCES``.
         cold_us: median between other kernels, with more touched in between than the caches hold;
             None where that was not measured. What the kernel costs in a network lies between the two.
+        energy_uj: microjoules of one run, gross (all that the device took), None where unknown.
+        energy_net_uj: the same without what the idle device takes in that time.
+        energy_provenance: one of ``PROVENANCES``; the energy may be modelled where the time was measured.
     """
 
     kernel: Kernel
@@ -50,6 +53,9 @@ class Row:
     unit: str = "us"
     provenance: str = "measured"
     cold_us: float | None = None
+    energy_uj: float | None = None
+    energy_net_uj: float | None = None
+    energy_provenance: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("median_us", "p10_us", "p90_us", "reference_us", "run_reference_us"):
@@ -58,6 +64,7 @@ class Row:
                 raise TableError(f"row {self._label}: {name} is {value}")
         if self.cold_us is not None and not (math.isfinite(self.cold_us) and self.cold_us >= 0):
             raise TableError(f"row {self._label}: cold_us is {self.cold_us}")
+        self._check_energy()
         if not all(math.isfinite(end) for end in self.ci95) or self.ci95[0] > self.ci95[1]:
             raise TableError(f"row {self._label}: ci95 is {self.ci95}")
         if self.count < 0:
@@ -66,6 +73,23 @@ class Row:
             raise TableError(f"row {self._label}: unknown unit {self.unit!r}, known: us")
         if self.provenance not in PROVENANCES:
             raise TableError(f"row {self._label}: unknown provenance {self.provenance!r}")
+
+    def _check_energy(self) -> None:
+        given = (self.energy_uj, self.energy_net_uj, self.energy_provenance)
+        if given == (None, None, None):
+            return
+        if self.energy_uj is None or self.energy_net_uj is None or self.energy_provenance is None:
+            raise TableError(
+                f"row {self._label}: energy_uj, energy_net_uj and energy_provenance go together"
+            )
+        if not (math.isfinite(self.energy_uj) and 0 <= self.energy_net_uj <= self.energy_uj):
+            raise TableError(
+                f"row {self._label}: energy is {self.energy_uj} uJ gross, {self.energy_net_uj} net"
+            )
+        if self.energy_provenance not in PROVENANCES:
+            raise TableError(
+                f"row {self._label}: unknown provenance of energy {self.energy_provenance!r}"
+            )
 
     @property
     def _label(self) -> str:
@@ -115,6 +139,9 @@ class Row:
                 unit=str(data["unit"]),
                 provenance=str(data["provenance"]),
                 cold_us=None if data["cold_us"] is None else float(data["cold_us"]),
+                energy_uj=_number(data, "energy_uj"),
+                energy_net_uj=_number(data, "energy_net_uj"),
+                energy_provenance=_text(data, "energy_provenance"),
                 **{
                     field: float(data[field])
                     for field in (
@@ -130,3 +157,14 @@ class Row:
             raise TableError(f"row {name}: {error} is missing") from error
         except (TypeError, ValueError) as error:
             raise TableError(f"row {name}: {error}") from error
+
+
+def _number(data: Mapping[str, Any], name: str) -> float | None:
+    """A field that older tables do not have."""
+    value = data.get(name)
+    return None if value is None else float(value)
+
+
+def _text(data: Mapping[str, Any], name: str) -> str | None:
+    value = data.get(name)
+    return None if value is None else str(value)

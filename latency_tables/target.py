@@ -153,7 +153,14 @@ def _x86_ort(options: Mapping[str, int]) -> Target:
     return OrtTarget(options.get("threads", 1), options.get("batch", 1))
 
 
+def _cuda_torch(options: Mapping[str, int]) -> Target:
+    from latency_tables.cuda import CudaTarget
+
+    return CudaTarget(options.get("batch", 1))
+
+
 _TARGETS: Mapping[str, tuple[Callable[[Mapping[str, int]], Target], tuple[str, ...]]] = {
+    "cuda-torch": (_cuda_torch, ("batch",)),
     "x86-ort": (_x86_ort, ("threads", "batch")),
 }
 
