@@ -25,10 +25,10 @@ MEASURE_SECONDS = 2.0
 # Excluded trials that are brought back within the budget after each correction.
 REPAIRED = 3
 # A finalist that leaves more than this share of the latency bound unused is grown into it.
-SLACK = 0.04
+SLACK = 0.06
 # How often, and how well prices near a network that was just timed are trusted.
 GROWN = 2
-NEARBY_ERROR = 0.01
+NEARBY_ERROR = 0.02
 
 Stage = Callable[[str, str, int, int], None]
 
