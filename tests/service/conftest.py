@@ -13,3 +13,13 @@ from rest_server import Running, serving
 def server(tmp_path: Path) -> Iterator[Running]:
     with serving(tmp_path / "data", max_weights_bytes=4096) as running:
         yield running
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_timing() -> Iterator[None]:
+    """Whole networks are timed for a quarter of the usual seconds: tests hold no time against a bound."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.price_setup.ANCHOR_SECONDS", 0.15)
+        patch.setattr("service.finalists.MEASURE_SECONDS", 0.5)
+        patch.setattr("service.reporting.REPORT_SECONDS", 1.0)
+        yield
