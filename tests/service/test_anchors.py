@@ -76,6 +76,18 @@ def test_a_finalist_pulls_prices_towards_itself() -> None:
     assert len(again.timed) == 17
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_finalist_is_no_outlier_however_noisy_the_others(seed: int) -> None:
+    sums = some_sums(16, seed)
+    whole = TRUTH.latency(sums[0])
+    fitted = Anchors.fit(whole, timed(sums, noise=0.15, seed=seed))
+    ended_at = some_sums(20, seed=seed + 50)[-1]
+    predicted = fitted.latency(ended_at)
+    for factor in (0.7, 1.5):
+        again = fitted.with_finalist(ended_at, factor * predicted / whole).latency(ended_at)
+        assert abs(np.log(again / (factor * predicted))) < 0.5 * abs(np.log(factor))
+
+
 def test_floats_alone() -> None:
     sums = [replace(s, integer_us=0.0, integer_cold_us=0.0) for s in some_sums(8)]
     fitted = Anchors.fit(TRUTH.latency(sums[0]), timed(sums))
