@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from compressors.errors import ExportError
+from compressors.float_layers import keep_float
 from compressors.plan import Plan, WeightScale
 from compressors.quantization import QuantizedNetwork
 
@@ -87,6 +88,7 @@ def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelPro
     _unshare_initializers(model.graph)
     if plan.weights:
         _quantize_weights(model.graph, plan.weights)
+    keep_float(model.graph)
     return model
 
 

@@ -17,6 +17,7 @@ from compressors.call_graph import INPUT_SITE
 from compressors.compressor import Choices, Compressor
 from compressors.errors import ExportError
 from compressors.exporter import export_onnx, scope_path
+from compressors.float_layers import keep_float
 from compressors.plan import ActivationScale, Plan, WeightScale
 from compressors.pruner import Channels
 from compressors.quantization import quantized_sites
@@ -251,4 +252,5 @@ class Skeleton:
         model.graph.initializer.extend(initializers)
         model.graph.input.extend(self._model.graph.input)
         model.graph.output.extend(self._model.graph.output)
+        keep_float(model.graph)
         return model
