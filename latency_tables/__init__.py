@@ -5,6 +5,7 @@ with numpy, onnx, filelock and one runtime. ``TargetContract`` for plug-ins lies
 ``latency_tables.contract``; tables of others are read by ``latency_tables.importers``.
 """
 
+from latency_tables.catalog import Catalog
 from latency_tables.errors import (
     KernelError,
     MeasurementError,
@@ -33,6 +34,7 @@ from latency_tables.target import (
 )
 
 __all__ = [
+    "Catalog",
     "Cost",
     "EstimateError",
     "Flag",

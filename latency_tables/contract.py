@@ -16,8 +16,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from latency_tables.energy import Metered
 from latency_tables.errors import KernelError, MeasurementError, TargetError
 from latency_tables.kernel import merge_uses
+from latency_tables.table import LatencyTable
 from latency_tables.target import Target, parse_target
 
 
@@ -48,6 +50,10 @@ class TargetContract:
         """The target under test."""
         raise NotImplementedError
 
+    def parse(self, text: str) -> Target:
+        """Reads a target's name; override it where ``parse_target`` does not know the name."""
+        return parse_target(text)
+
     def model(self, channels: int = 8) -> bytes:
         """A small network from [batch, 3, 8, 8] that the target reads."""
         return small_network(self.target().batch, channels)
@@ -62,14 +68,14 @@ class TargetContract:
 
     def test_spec_is_canonical(self) -> None:
         target = self.target()
-        again = parse_target(target.spec)
+        again = self.parse(target.spec)
         assert again.spec == target.spec
         assert again.options == target.options
         assert target.spec.startswith(target.name)
 
     def test_unknown_option_is_refused(self) -> None:
         try:
-            parse_target(f"{self.target().name}?no_such_option=1")
+            self.parse(f"{self.target().name}?no_such_option=1")
         except TargetError as error:
             assert "no_such_option" in str(error)
         else:
@@ -133,6 +139,23 @@ class TargetContract:
             assert row.provenance == "measured"
             assert row.reference_us == result.references_us[row.kernel.arithmetic]
 
+    def test_rows_without_a_device(self) -> None:
+        """A measured target brings none along; what a table-only one says is of the kernels asked for."""
+        target = self.target()
+        kernels = [use.kernel for use in target.kernels(self.model())]
+        rows = target.rows(kernels * 2)
+        assert {row.kernel.key for row in rows} <= {kernel.key for kernel in kernels}
+        assert len({row.kernel.key for row in rows}) == len(rows)
+        assert target.rows([]) == ()
+        if not rows:
+            return
+        # They add up: all of one arithmetic at one reference time, which is what a table asks for.
+        table = LatencyTable.empty(target).with_rows(rows)
+        assert len(table) == len(rows)
+        assert all(table.rows[row.kernel.key] == row for row in rows)
+        assert all(row.provenance in ("measured", "simulated", "imported") for row in rows)
+        assert [row.median_us for row in target.rows(kernels)] == [row.median_us for row in rows]
+
     def test_stops_when_told(self) -> None:
         target = self.target()
         if not target.can_measure:
@@ -160,6 +183,24 @@ class TargetContract:
         assert len(measured.rounds["a"]) == len(measured.rounds["b"])
         assert measured.ratio("a", "a") == 1
         assert measured.ratio("b", "a") > 0
+
+    def test_energy_is_measured_or_its_absence_explained(self) -> None:
+        target = self.target()
+        if not isinstance(target, Metered):
+            return
+        absent = target.energy_absent()
+        with tempfile.TemporaryDirectory() as folder:
+            models = {"a": self._file(folder)}
+            if absent is not None:
+                assert len(absent) > 20  # a sentence that says why
+                try:
+                    target.measure_energy(models, seconds=0.1)
+                except MeasurementError:
+                    return
+                raise AssertionError("a target without an energy counter gave energies")
+            energy = target.measure_energy(models, seconds=0.3)["a"]
+        assert 0 <= energy.net_mj <= energy.gross_mj
+        assert energy.ms > 0 and energy.idle_w > 0 and energy.meter
 
     def test_runs_any_number_of_examples(self) -> None:
         target = self.target()

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from latency_tables.energy import NetworkEnergy
 from latency_tables.errors import KernelError, MeasurementError, TargetError
 from latency_tables.exclusive import HostToken
 from latency_tables.host import HostFingerprint, runtime_version
@@ -25,6 +26,9 @@ from latency_tables.latency import Measurements
 from latency_tables.nvml import EnergyMeter
 from latency_tables.row import Row
 from latency_tables.target import Array, KernelFailure, KernelMeasurements, Progress, Stop
+
+if TYPE_CHECKING:
+    from latency_tables.cuda_bench import Replay
 
 _BATCH_OF_KERNELS = 16
 # Memory that is given back to the GPU between batches once so much is held.
@@ -167,6 +171,9 @@ class CudaTarget:
             )
         return self.token or HostToken()
 
+    def rows(self, kernels: Iterable[Kernel]) -> tuple[Row, ...]:  # noqa: ARG002
+        return ()  # it is measured
+
     def measure_kernels(
         self,
         kernels: Iterable[Kernel],
@@ -224,9 +231,46 @@ class CudaTarget:
 
     def measure(self, models: Mapping[str, Path], seconds: float = 2.0) -> Measurements:
         token = self._own_token()
+        from latency_tables.cuda_bench import time_graphs
+
+        graphs = self._replays(models)
+        with token.timing():
+            return time_graphs(graphs, seconds * len(graphs))
+
+    def energy_absent(self) -> str | None:
+        """See ``latency_tables.energy.Metered``: it needs the GPU and its driver's counter."""
+        try:
+            self.meter()
+        except MeasurementError as error:
+            return str(error)
+        return None
+
+    def measure_energy(
+        self, models: Mapping[str, Path], seconds: float = 1.0
+    ) -> dict[str, NetworkEnergy]:
+        """See ``latency_tables.energy.Metered``: NVML's counter while a network's CUDA graph is replayed."""
+        token, meter = self._own_token(), self.meter()
+        from latency_tables.cuda_energy import replay_energy
+
+        found = {}
+        with token.timing():
+            idle_w = meter.idle().watts
+            for name, graph in self._replays(models).items():
+                energy = replay_energy(graph, 1, meter, idle_w, seconds)
+                found[name] = NetworkEnergy(
+                    energy.uj / 1e3, energy.net_uj / 1e3, energy.us / 1e3, idle_w, "NVML"
+                )
+        return found
+
+    def _replays(self, models: Mapping[str, Path]) -> dict[str, Replay]:
+        """Networks as CUDA graphs.
+
+        Raises:
+            MeasurementError: one does not run.
+        """
         import torch
 
-        from latency_tables.cuda_bench import Replay, time_graphs
+        from latency_tables.cuda_bench import Replay
         from latency_tables.cuda_graph import Network, load_program
 
         graphs = {}
@@ -237,8 +281,7 @@ class CudaTarget:
                 graphs[name] = Replay(partial(network, *example))
             except (KernelError, RuntimeError) as error:
                 raise MeasurementError(f"{path} does not run: {error}") from error
-        with token.timing():
-            return time_graphs(graphs, seconds * len(graphs))
+        return graphs
 
     def run(self, model: Path, batch: Array) -> Array:
         self._own_token()

@@ -12,11 +12,22 @@ from pathlib import Path
 
 import numpy as np
 
+from latency_tables.affinity import Pin
+from latency_tables.energy import NetworkEnergy
 from latency_tables.errors import KernelError, MeasurementError, TargetError
 from latency_tables.exclusive import HostToken
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel, KernelUse
-from latency_tables.latency import Latency, Measurements, Waiting, median_ci95, now
+from latency_tables.latency import (
+    INTEGER_REFERENCE,
+    Latency,
+    Measurements,
+    Waiting,
+    median_ci95,
+    now,
+    quiet_rounds,
+    undisturbed,
+)
 from latency_tables.ort_bench import (
     EXTRA_ROUNDS,
     ROUNDS,
@@ -34,6 +45,7 @@ from latency_tables.ort_graph import (
     sample_input,
     session_options,
 )
+from latency_tables.rapl import POWERCAP, RaplMeter, meter_networks, why_absent
 from latency_tables.row import Row
 from latency_tables.target import Array, KernelFailure, KernelMeasurements, Progress, Stop
 
@@ -58,11 +70,13 @@ class OrtTarget:
         threads: intra-op threads.
         batch: examples in one inference.
         token: the host's timing token; this user's one when left out.
+        powercap: where the system shows the processor's energy counters.
     """
 
     threads: int = 1
     batch: int = 1
     token: HostToken | None = None
+    powercap: Path = POWERCAP
 
     def __post_init__(self) -> None:
         for name in ("threads", "batch"):
@@ -121,6 +135,9 @@ class OrtTarget:
             raise MeasurementError(f"x86-ort cannot be measured on {platform.machine()}")
         return self.token or HostToken()
 
+    def rows(self, kernels: Iterable[Kernel]) -> tuple[Row, ...]:  # noqa: ARG002
+        return ()  # it is measured
+
     def measure_kernels(
         self,
         kernels: Iterable[Kernel],
@@ -130,9 +147,13 @@ class OrtTarget:
     ) -> KernelMeasurements:
         token, begin = self._own_token(), time.monotonic()
         wanted = _ordered(list({kernel.key: kernel for kernel in kernels}.values()))
-        beside = {kind: reference(self.threads, kind) for kind in {k.arithmetic for k in wanted}}
+        pin = Pin(self.threads)
+        pin.choose()
+        kinds = {kernel.arithmetic for kernel in wanted}
+        with pin:
+            beside = {kind: reference(self.threads, kind) for kind in kinds}
+            contexts = ContextBench(self.threads) if wanted else None
         times: dict[str, list[float]] = {kind: [] for kind in beside}
-        contexts = ContextBench(self.threads) if wanted else None
         rows: list[Row] = []
         failures: list[KernelFailure] = []
         done = 0
@@ -149,8 +170,10 @@ class OrtTarget:
             while company and (not alone or not give_up()):
                 batch, company = company[:_BATCH_OF_KERNELS], company[_BATCH_OF_KERNELS:]
                 # Expressed at the whole run's reference time below, once that is known.
-                with token.timing(), waiting:
-                    found, broken = self._alone(batch, beside[kind], times[kind], give_up)
+                with token.timing():
+                    pin.choose()
+                    with waiting:
+                        found, broken = self._alone(batch, beside[kind], times[kind], give_up, pin)
                 alone += found
                 failures += broken
                 done += len(batch)
@@ -158,10 +181,10 @@ class OrtTarget:
                     progress(done, len(wanted))
                 time.sleep(_PAUSE_SECONDS)  # let waiting evaluators and timers in
             assert contexts is not None
-            with token.timing(), no_garbage_collection(), waiting:
+            with token.timing(), no_garbage_collection(), pin, waiting:
                 cold = contexts.cold([row.kernel for row in alone], beside[kind], seed=done)
             rows += [replace(row, cold_us=cold.get(row.kernel.key)) for row in alone]
-        references = {k: 1e6 * float(np.median(v)) for k, v in times.items() if v}
+        references = {k: 1e6 * undisturbed(v) for k, v in times.items() if v}
         return KernelMeasurements(
             rows=tuple(_at(row, references[row.kernel.arithmetic]) for row in rows),
             failures=tuple(failures),
@@ -171,18 +194,23 @@ class OrtTarget:
         )
 
     def _alone(
-        self, kernels: Sequence[Kernel], beside: Timed, times: list[float], give_up: Stop
+        self, kernels: Sequence[Kernel], beside: Timed, times: list[float], give_up: Stop, pin: Pin
     ) -> tuple[list[Row], list[KernelFailure]]:
         """Rows of a batch as shares of the reference network's time, to which ``times`` are added."""
-        timers, failures = self._build(kernels)
-        times += time_rounds(timers, beside, ROUNDS)
+        with pin:
+            timers, failures = self._build(kernels)
+            times += time_rounds(timers, beside, ROUNDS)
         unsettled = [timer for timer in timers if not timer.settled]
-        if unsettled:
-            times += time_rounds(unsettled, beside, EXTRA_ROUNDS, give_up)
+        for _ in range(EXTRA_ROUNDS if unsettled else 0):
+            # Asked outside of the pin: what is started there must not inherit it.
+            if give_up():
+                break
+            with pin:
+                times += time_rounds(unsettled, beside, 1)
         rows = []
         for timer in timers:
             try:
-                rows.append(timer.row(1.0))
+                rows.append(timer.row(1.0, undisturbed(times)))
             except KernelError as error:
                 failures.append(KernelFailure(timer.kernel, str(error)))
         return rows, failures
@@ -198,26 +226,35 @@ class OrtTarget:
 
     def measure(self, models: Mapping[str, Path], seconds: float = 2.0) -> Measurements:
         token = self._own_token()
-        networks = {name: self._open(path) for name, path in models.items()}
-        beside = reference(self.threads)
-        samples: dict[str, list[float]] = {name: [] for name in networks}
-        rounds: dict[str, list[float]] = {name: [] for name in networks}
+        pin = Pin(self.threads)
+        pin.choose()
+        with pin:
+            networks = {name: self._open(path) for name, path in models.items()}
+            beside = reference(self.threads)
+            timed = {**networks, INTEGER_REFERENCE: reference(self.threads, "integer")}
+        samples: dict[str, list[float]] = {name: [] for name in timed}
+        rounds: dict[str, list[float]] = {name: [] for name in timed}
+        near: dict[str, list[float]] = {name: [] for name in timed}
         references: list[float] = []
-        with token.timing(), no_garbage_collection(), Waiting() as waiting:
+        with token.timing(), no_garbage_collection(), pin, Waiting() as waiting:
             repeats = {}
-            for name, network in networks.items():
+            for name, network in timed.items():
                 network.once()
                 best = min(network.once() for _ in range(3))
                 repeats[name] = int(max(1, min(50, _ROUND_SECONDS / max(best, 1e-6))))
             end = time.monotonic() + seconds * len(networks)
             while len(references) < _LEAST_ROUNDS or time.monotonic() < end:
-                near = beside.samples(_REFERENCE_REPEATS)
-                for name, network in networks.items():
-                    timed = network.samples(repeats[name])
-                    samples[name] += timed
-                    rounds[name].append(float(np.median(timed)))
-                    near += beside.samples(_REFERENCE_REPEATS)
-                references.append(float(np.median(near)))
+                around = beside.samples(_REFERENCE_REPEATS)
+                every = list(around)
+                for name, network in timed.items():
+                    seconds_each = network.samples(repeats[name])
+                    samples[name] += seconds_each
+                    rounds[name].append(float(np.median(seconds_each)))
+                    after = beside.samples(_REFERENCE_REPEATS)
+                    near[name].append(float(np.median(around + after)))
+                    around = after
+                    every += after
+                references.append(float(np.median(every)))
         return Measurements(
             latencies={name: _latency(samples[name], rounds[name]) for name in networks},
             rounds={name: tuple(1e3 * value for value in rounds[name]) for name in networks},
@@ -225,7 +262,22 @@ class OrtTarget:
             reference_rounds=tuple(1e3 * value for value in references),
             time=now(),
             waited=waiting.share,
+            integer_over_float=_integer_over_float(rounds[INTEGER_REFERENCE], near),
+            beside={name: tuple(1e3 * value for value in near[name]) for name in networks},
         )
+
+    def energy_absent(self) -> str | None:
+        """See ``latency_tables.energy.Metered``: it needs the processor's own counters (RAPL)."""
+        return why_absent(self.powercap)
+
+    def measure_energy(
+        self, models: Mapping[str, Path], seconds: float = 1.0
+    ) -> dict[str, NetworkEnergy]:
+        """See ``latency_tables.energy.Metered``: what whole packages take while a network is repeated."""
+        token, meter = self._own_token(), RaplMeter(self.powercap)
+        networks = {name: self._open(path).once for name, path in models.items()}
+        with token.timing(), no_garbage_collection():
+            return meter_networks(networks, meter, seconds)
 
     def _open(self, path: Path) -> Timed:
         try:
@@ -280,6 +332,14 @@ def _same_arithmetic(kernels: list[Kernel]) -> list[Kernel]:
 
 def _at(row: Row, reference_us: float) -> Row:
     return replace(row.at_reference(reference_us), run_reference_us=reference_us)
+
+
+def _integer_over_float(rounds: Sequence[float], near: Mapping[str, Sequence[float]]) -> float:
+    """Time of the integer reference over the float one's, where the machine was undisturbed."""
+    floor = undisturbed([time for times in near.values() for time in times])
+    beside = np.asarray(near[INTEGER_REFERENCE])
+    quiet = quiet_rounds(beside.tolist(), floor)
+    return float(np.median(np.asarray(rounds)[quiet] / beside[quiet]))
 
 
 def _latency(samples: list[float], rounds: list[float]) -> Latency:

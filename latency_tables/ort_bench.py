@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 
 from latency_tables.errors import KernelError
 from latency_tables.kernel import ITEM_BYTES, Kernel, TensorSpec
-from latency_tables.latency import median_ci95, now
+from latency_tables.latency import median_ci95, now, quiet_rounds
 from latency_tables.ort_graph import open_session, plain_options, sample_input, session_options
 from latency_tables.row import Row
 
@@ -262,6 +262,7 @@ class KernelTimer:
         self.repeats_one = _repeats(one, _ONE_SECONDS)
         self.repeats_many = _repeats(many, _MANY_SECONDS)
         self.ratios: list[float] = []
+        self.beside: list[float] = []
 
     def slope(self) -> float:
         """Seconds of one copy, in one round."""
@@ -273,19 +274,23 @@ class KernelTimer:
         middle, low, high = median_ci95(self.ratios)
         return middle > 0 and (high - low) / 2 <= SETTLED * middle
 
-    def row(self, reference_us: float) -> Row:
-        """The row at a reference time in microseconds.
+    def row(self, reference_us: float, floor: float) -> Row:
+        """The row at a reference time in microseconds; rounds in which the machine was disturbed do not count.
+
+        Args:
+            floor: seconds the reference takes undisturbed.
 
         Raises:
             KernelError: the kernel is too short to tell its time from nothing.
         """
-        middle, low, high = (value * reference_us for value in median_ci95(self.ratios))
+        ratios = np.asarray(self.ratios)[quiet_rounds(self.beside, floor)].tolist()
+        middle, low, high = (value * reference_us for value in median_ci95(ratios))
         if middle <= 0:
             raise KernelError(f"{self.kernel.describe()}: too short to be timed")
-        p10, p90 = (max(0.0, float(np.quantile(self.ratios, q))) * reference_us for q in (0.1, 0.9))
+        p10, p90 = (max(0.0, float(np.quantile(ratios, q))) * reference_us for q in (0.1, 0.9))
         return Row(
             kernel=self.kernel,
-            count=len(self.ratios),
+            count=len(ratios),
             median_us=middle,
             p10_us=p10,
             p90_us=p90,
@@ -300,12 +305,7 @@ def _repeats(seconds: float, share: float) -> int:
     return int(max(_LEAST_REPEATS, min(_MOST_REPEATS, share / max(seconds, 1e-7))))
 
 
-def time_rounds(
-    timers: Sequence[KernelTimer],
-    reference: Timed,
-    rounds: int,
-    give_up: Callable[[], bool] = lambda: False,
-) -> list[float]:
+def time_rounds(timers: Sequence[KernelTimer], reference: Timed, rounds: int) -> list[float]:
     """Adds one ratio a round to each timer; gives the reference's times, seconds.
 
     The reference runs between every two kernels, and a slope is taken relative to the four runs of
@@ -315,14 +315,13 @@ def time_rounds(
     times: list[float] = []
     with no_garbage_collection():
         for _ in range(rounds):
-            if give_up():
-                break
             beside, slopes = [reference.median(_REFERENCE_REPEATS)], []
             for timer in timers:
                 slopes.append(timer.slope())
                 beside.append(reference.median(_REFERENCE_REPEATS))
             for index, (timer, slope) in enumerate(zip(timers, slopes)):
                 near = beside[max(0, index - 1) : index + 3]
-                timer.ratios.append(slope / float(np.median(near)))
+                timer.beside.append(float(np.median(near)))
+                timer.ratios.append(slope / timer.beside[-1])
             times += beside
     return times

@@ -103,6 +103,11 @@ class Target(Protocol):
             KernelError: the runtime cannot load the file, or its shapes are not fixed.
         """
 
+    def rows(self, kernels: Iterable[Kernel]) -> tuple[Row, ...]:
+        """Rows a table-only target knows without a device: simulated, or from its table; empty for
+        one that is measured.
+        """
+
     def measure_kernels(
         self,
         kernels: Iterable[Kernel],
@@ -159,8 +164,24 @@ def _cuda_torch(options: Mapping[str, int]) -> Target:
     return CudaTarget(options.get("batch", 1))
 
 
+def _sim_bitfusion(options: Mapping[str, int]) -> Target:
+    from latency_tables.bitfusion_target import BitFusionTarget
+
+    return BitFusionTarget(options.get("batch", 1))
+
+
+def _x86_openvino(options: Mapping[str, int]) -> Target:
+    from latency_tables.openvino import OpenVinoTarget
+
+    return OpenVinoTarget(
+        options.get("threads", 1), options.get("batch", 1), options.get("bf16", 0)
+    )
+
+
 _TARGETS: Mapping[str, tuple[Callable[[Mapping[str, int]], Target], tuple[str, ...]]] = {
     "cuda-torch": (_cuda_torch, ("batch",)),
+    "sim-bitfusion": (_sim_bitfusion, ("batch",)),
+    "x86-openvino": (_x86_openvino, ("threads", "batch", "bf16")),
     "x86-ort": (_x86_ort, ("threads", "batch")),
 }
 

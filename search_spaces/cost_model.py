@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 # Entries of one elimination table. Above it the bucket is split (mini-buckets, Dechter and Rish 2003), which
 # makes the completion's cost a lower bound instead of exact.
 TABLE_LIMIT = 1_000_000
+# Policies priced at once: their places and costs stay in the caches.
+_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,57 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
+class _Flat:
+    """Factors as one table: a look-up of all of them is a product, a gather and a sum.
+
+    Attributes:
+        strides: float64 [decisions, scopes]; what a value index adds to the place of a scope's cell. Floats, since
+            their products are quicker; places are far below 2^53, so they are exact.
+        starts: int64 [scopes], where the scope's cells begin.
+        cells: float64, all tables one behind the other.
+        sizes: int64 [decisions], values of each; no limit for decisions no factor depends on.
+    """
+
+    strides: NDArray[np.float64]
+    starts: NDArray[np.int64]
+    cells: NDArray[np.float64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, factors: Sequence[Factor]) -> _Flat:
+        """Factors are added to one over all of their decisions where there is one: fewer cells to look up."""
+        tables: dict[tuple[int, ...], NDArray[np.float64]] = {}
+        for factor in sorted(factors, key=lambda f: -len(f.scope)):
+            covering = (scope for scope in tables if set(factor.scope) <= set(scope))
+            home = next(covering, factor.scope)
+            known = tables.get(home)
+            if known is None:
+                tables[home] = factor.table
+            else:
+                shape = [n if i in factor.scope else 1 for i, n in zip(home, known.shape)]
+                tables[home] = known + factor.table.reshape(shape)
+        width = 1 + max((scope[-1] for scope in tables if scope), default=-1)
+        strides = np.zeros((width, len(tables)))
+        sizes = np.full(width, np.iinfo(np.int64).max)
+        for k, (scope, table) in enumerate(tables.items()):
+            strides[list(scope), k] = np.cumprod([1, *table.shape[:0:-1]])[::-1][: len(scope)]
+            sizes[list(scope)] = table.shape
+        lengths = [table.size for table in tables.values()]
+        return cls(
+            strides,
+            np.cumsum([0, *lengths[:-1]], dtype=np.int64)[: len(lengths)],
+            np.concatenate([np.zeros(0), *(table.ravel() for table in tables.values())]),
+            sizes,
+        )
+
+    def sums(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sum of all factors, float64 [n]; a policy has the same one alone and among others."""
+        places = (indices @ self.strides).astype(np.int64) + self.starts
+        return np.asarray(self.cells[places].sum(axis=1))
+
+
+# (No slots: the flat table is cached on the instance.)
+@dataclass(frozen=True)
 class CostModel:
     """One quantity of a policy, ``constant + sum of factors``.
 
@@ -51,15 +105,26 @@ class CostModel:
     factors: tuple[Factor, ...]
     relative_error: float = 0.0
 
+    @cached_property
+    def _flat(self) -> _Flat:
+        return _Flat.of(self.factors)
+
     def price(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Costs float64 [n] of policies given as value indices int64 [n, decisions]."""
-        total = np.full(len(indices), self.constant)
-        for factor in self.factors:
-            if factor.scope:
-                total += factor.table[tuple(indices[:, i] for i in factor.scope)]
-            else:
-                total += float(factor.table)
-        return total
+        """Costs float64 [n] of policies given as value indices int64 [n, decisions].
+
+        Raises:
+            IndexError: an index is negative or past its decision's values.
+        """
+        flat = self._flat
+        used = np.asarray(indices)[:, : len(flat.sizes)]
+        if used.shape[1] < len(flat.sizes) or ((used < 0) | (used >= flat.sizes)).any():
+            raise IndexError(
+                f"a value index is out of range, or there are fewer than {len(flat.sizes)} of them"
+            )
+        total = np.empty(len(used))
+        for start in range(0, len(used), _AT_ONCE):
+            total[start : start + _AT_ONCE] = flat.sums(used[start : start + _AT_ONCE])
+        return np.asarray(total + self.constant)
 
     def scaled(self, by: float) -> CostModel:
         return CostModel(
