@@ -23,7 +23,7 @@ BUDGET_KEYS: dict[str, tuple[str, bool, float]] = {
 }
 
 # Quantities this version can price. The others are refused with a reason.
-PRICED = ("latency_ms", "size_bytes", "macs")
+PRICED = ("latency_ms", "energy_mj", "size_bytes", "macs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +84,17 @@ class Budget:
         """Absolute upper bounds per quantity, the tightest where two keys bound the same one.
 
         Args:
-            uncompressed: quantity (``latency_ms``, ``size_bytes``, ``macs``) of the uncompressed network.
+            uncompressed: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``macs``) of the uncompressed
+                network.
+
+        Raises:
+            BudgetError: a fraction is asked of a quantity that is not known.
         """
         limits: dict[str, float] = {}
         for key, value in self.bounds:
             quantity, absolute, factor = BUDGET_KEYS[key]
+            if not absolute and quantity not in uncompressed:
+                raise BudgetError(f"budget {key}: {quantity} is not known on this target")
             bound = value * factor if absolute else value * uncompressed[quantity]
             limits[quantity] = min(bound, limits.get(quantity, float("inf")))
         return limits

@@ -17,8 +17,9 @@ class Evaluation:
         interval: 95 % interval of the first score.
         top1: share of the search images classified rightly (None for a metric of the user's own).
         top1_drop: uncompressed minus compressed share on the same images, with its 95 % interval.
-        costs: predicted quantities: ``latency_ms``, ``size_bytes``, ``macs``; ``latency_ms_upper`` is the
-            upper end of the 90 % interval, which budgets are held against.
+        costs: predicted quantities: ``latency_ms``, ``size_bytes``, ``macs``, where it is known ``energy_mj``;
+            ``latency_ms_upper`` and ``energy_mj_upper`` are the upper ends of the 90 % intervals, which budgets are
+            held against.
         violations: by how much each bound is exceeded as a fraction of it; empty when the budget is met.
         seconds: wall time the scoring took.
     """

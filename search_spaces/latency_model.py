@@ -9,7 +9,7 @@ look-up, nothing is exported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,11 @@ from search_spaces.network_space import LayerTables, NetworkSpace, layer_tables
 from search_spaces.policy import Policy
 
 # Blocks (or single layers) before and after whose precision and presence may change a layer's kernels.
-NEIGHBOURS = 2
+NEIGHBOURS = 3
+# The same for the second nearest that runs.
+FAR = 4
+# Share of the sampled policies in which every decision is drawn uniformly.
+UNIFORM = 0.4
 # Ridge on one-hot terms: a term seen n times is shrunk by n / (n + RIDGE).
 RIDGE = 0.3
 # Held-out policies whose latency is within this factor of the bound tell how well it is kept.
@@ -62,10 +66,11 @@ class LatencyFit:
 
 
 def sample_policies(network_space: NetworkSpace, count: int, seed: int) -> list[Policy]:
-    """Policies to learn from: each with its own share of dropped blocks, integer layers and width.
+    """Policies to learn from: most have a share of dropped blocks, integer layers and width of their own.
 
-    Uniform sampling of every decision would drop half of all blocks in each and never show a network that is
-    nearly all integer, which is where searches end up.
+    Uniform sampling of every decision drops half of all blocks in each and never shows a network that is
+    nearly all integer, which is where searches end up. But it shows how conversions add up where precisions
+    change at every layer, so ``UNIFORM`` of them are drawn that way.
     """
     space = network_space.space
     rng = np.random.default_rng(seed)
@@ -73,6 +78,10 @@ def sample_policies(network_space: NetworkSpace, count: int, seed: int) -> list[
     for _ in range(count * 4):
         if len(found) == count:
             break
+        if rng.uniform() < UNIFORM:
+            uniform = [int(rng.integers(len(d.values))) for d in space.decisions]
+            found[space.from_indices(uniform)] = None
+            continue
         keep, integer, width = (
             rng.uniform(0.4, 1.0),
             rng.choice([rng.uniform(), 1.0]),
@@ -124,8 +133,7 @@ def fit_latency(
             key = use.kernel.key
             if key not in memo:
                 memo[key] = cost_us(use.kernel)
-            # What comes before the first layer (quantizing the input) goes with it.
-            costs[i, position.get(use.scope, 0)] += use.count * memo[key]
+            costs[i, _owner(use.scope, position)] += use.count * memo[key]
     held = max(1, int(len(graphs) * heldout_share))
     # A space that was sampled whole has no policy to extrapolate to: fit them all.
     whole = space.size <= len({graph.policy for graph in graphs})
@@ -156,6 +164,16 @@ def fit_latency(
     )
 
 
+def _owner(scope: str, position: Mapping[str, int]) -> int:
+    """The layer a kernel goes with: its scope's, or the nearest enclosing one that is a layer.
+
+    What comes before the first layer (quantizing the input) goes with it.
+    """
+    while scope and scope not in position:
+        scope = scope.rpartition(".")[0]
+    return position.get(scope, 0)
+
+
 def _fit_layer(
     network_space: NetworkSpace,
     layer: Layer,
@@ -173,8 +191,9 @@ def _fit_layer(
         return [], 0.0
     places, costs, indices = places[alive], costs[alive], indices[alive]
     around = Surroundings.of(network_space, k)
-    widths = _Widths.of(network_space, tables, around)
-    features = widths.scale(around.features(indices), indices)
+    widths = _Widths.of(network_space, tables) if around.sides else _Widths((), ())
+    columns = [widths.scale(side.features(indices), indices) for side in around.sides]
+    features = np.concatenate(columns, axis=1) if columns else np.zeros((len(costs), 0))
     extra = np.zeros(len(costs))
     main = np.zeros(shape)
     weights = np.zeros(features.shape[1])
@@ -184,161 +203,241 @@ def _fit_layer(
         weights = _ridge(features, residual)
         extra = features @ weights
     factors = [Factor(scope, main * (tables.outputs > 0))] if scope else []
-    if around.scope:
-        joint = tuple(sorted({*around.scope, *widths.scope}))
-        sizes = [len(network_space.space.decisions[i].values) for i in joint]
-        every = np.zeros((int(np.prod(sizes)), len(network_space.space)), dtype=np.int64)
-        every[:, list(joint)] = np.stack(np.unravel_index(np.arange(len(every)), sizes), axis=1)
-        table = (widths.scale(around.features(every), every) @ weights).reshape(sizes)
-        if around.home is not None:
-            # A dropped layer costs nothing.
-            dropped = [slice(None)] * len(sizes)
-            dropped[joint.index(around.home)] = slice(0, 1)
-            table[tuple(dropped)] = 0.0
-        factors.append(Factor(joint, table))
+    start = 0
+    for side, part in zip(around.sides, columns):
+        own = weights[start : start + part.shape[1]]
+        start += part.shape[1]
+        factors.append(_side_factor(network_space, around.home, side, widths, own))
     return factors, 0.0 if scope else float(main)
+
+
+def _side_factor(
+    network_space: NetworkSpace,
+    home: int | None,
+    side: Side,
+    widths: _Widths,
+    weights: NDArray[np.float64],
+) -> Factor:
+    """The fitted features of one side as a table."""
+    joint = tuple(sorted({*side.scope, *widths.scope}))
+    sizes = [len(network_space.space.decisions[i].values) for i in joint]
+    every = np.zeros((int(np.prod(sizes)), len(network_space.space)), dtype=np.int64)
+    every[:, list(joint)] = np.stack(np.unravel_index(np.arange(len(every)), sizes), axis=1)
+    table = np.zeros(len(every))
+    per = len(weights) // (1 + len(widths.shares))
+    for n, scale in enumerate(widths.scales(every)):
+        table += scale * side.weighted(every, weights[n * per : (n + 1) * per])
+    table = table.reshape(sizes)
+    if home is not None and home in joint:
+        # A dropped layer costs nothing.
+        dropped = [slice(None)] * len(sizes)
+        dropped[joint.index(home)] = slice(0, 1)
+        table[tuple(dropped)] = 0.0
+    return Factor(joint, table)
 
 
 @dataclass(frozen=True)
 class _Widths:
-    """How many of its channels a layer makes: what conversions around it cost is proportional to them.
+    """How many of its channels a layer makes and reads: what conversions around it cost is proportional to them.
 
     Attributes:
         scope: positions of the decisions that set them.
-        table: float64, one axis a decision of the scope: kept share of the outputs.
+        shares: kept share of the outputs and of the inputs where decisions move them, each with the positions of
+            its own decisions and a table with one axis a decision.
     """
 
     scope: tuple[int, ...]
-    table: NDArray[np.float64]
+    shares: tuple[tuple[tuple[int, ...], NDArray[np.float64]], ...]
 
     @classmethod
-    def of(cls, network_space: NetworkSpace, tables: LayerTables, around: Surroundings) -> _Widths:
-        if not around.scope:
-            return cls((), np.ones(()))
+    def of(cls, network_space: NetworkSpace, tables: LayerTables) -> _Widths:
         decisions = network_space.space.decisions
-        share = tables.outputs / max(float(tables.outputs.max()), 1.0)
-        # Only the channels' own axes; along the others the share is the same (or zero, where dropped).
-        picks = tuple(
-            slice(None) if decisions[i].kind is DecisionKind.CHANNELS else -1 for i in tables.scope
-        )
-        scope = tuple(i for i in tables.scope if decisions[i].kind is DecisionKind.CHANNELS)
-        table = share[picks]
-        moving = tuple(a for a in range(table.ndim) if np.ptp(table, axis=a).max() > 0)
-        index = tuple(slice(None) if a in moving else -1 for a in range(table.ndim))
-        return cls(tuple(scope[a] for a in moving), table[index])
+        shares = []
+        for counts in (tables.outputs, tables.inputs):
+            share = counts / max(float(counts.max()), 1.0)
+            # Only the channels' own axes; along the others the share is the same (or zero, where dropped).
+            picks = tuple(
+                slice(None) if decisions[i].kind is DecisionKind.CHANNELS else -1
+                for i in tables.scope
+            )
+            scope = tuple(
+                i for i in tables.scope if decisions[i].kind is DecisionKind.CHANNELS
+            )
+            table = share[picks]
+            moving = tuple(a for a in range(table.ndim) if np.ptp(table, axis=a).max() > 0)
+            index = tuple(slice(None) if a in moving else -1 for a in range(table.ndim))
+            if moving:
+                shares.append((tuple(scope[a] for a in moving), table[index]))
+        return cls(tuple(sorted({i for own, _ in shares for i in own})), tuple(shares))
+
+    def scales(self, indices: NDArray[np.int64]) -> list[NDArray[np.float64]]:
+        """One and every share, float64 [n] each."""
+        ones = np.ones(len(indices))
+        return [ones, *(table[tuple(indices[:, i] for i in own)] for own, table in self.shares)]
 
     def scale(
         self, features: NDArray[np.float64], indices: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """The features once as they are and once times the share, float64 [n, 2 features]."""
-        if not self.scope:
-            return features
-        share = self.table[tuple(indices[:, i] for i in self.scope)]
-        return np.concatenate([features, features * share[:, None]], axis=1)
+        """The features once as they are and once times each share, float64 [n, (1 + shares) features]."""
+        return np.concatenate([features * s[:, None] for s in self.scales(indices)], axis=1)
 
 
 @dataclass(frozen=True)
 class _Neighbour:
-    """A layer nearby: positions of its block's decision and of its own precision, where there are any."""
+    """A block or single layer nearby: positions of its own decision and of its first and last layer's precisions."""
 
     block: int | None
-    precision: int | None
+    first: int | None
+    last: int | None
+
+
+# A neighbour's state: precisions of its first and last layer as two bits, or none in sight.
+_NONE = 4
+
+
+@dataclass(frozen=True)
+class Side:
+    """What conversions depend on, seen in one direction: own precision, siblings', and the nearest neighbours'.
+
+    Attributes:
+        own: position of the layer's own precision.
+        siblings: precisions of other layers of its block.
+        runs: for each direction looked in, candidates in order of nearness.
+        coarse: only the end of a neighbour that touches the layer counts.
+        depth: how many neighbours that run are looked at in each direction.
+        scope: positions of all these decisions and of the blocks'.
+    """
+
+    own: int | None
+    siblings: tuple[int | None, ...]
+    runs: tuple[tuple[_Neighbour, ...], ...]
+    coarse: bool
+    depth: int
+    scope: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        home: int | None,
+        own: int | None,
+        siblings: tuple[int | None, ...],
+        runs: tuple[tuple[_Neighbour, ...], ...],
+        coarse: bool = False,
+        depth: int = 1,
+    ) -> Side:
+        scope: set[int | None] = {own, *siblings}
+        for forward, run in enumerate(runs):
+            for n in run:
+                scope |= {n.block}
+                scope |= {n.first if forward else n.last} if coarse else {n.first, n.last}
+        found = {i for i in scope if i is not None}
+        if found and home is not None:
+            found.add(home)
+        return cls(own, siblings, runs, coarse, depth, tuple(sorted(found)))
+
+    def _states(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
+        """Every part's state and the number of states it can have, the layer's own first."""
+        states = [(_integer(indices, self.own), 2)]
+        for forward, run in enumerate(self.runs):
+            if not run:
+                continue
+            for state in _nearest(indices, run, self.depth):
+                if self.coarse:
+                    end = state // 2 if forward else state % 2
+                    states.append((np.where(state == _NONE, 2, end), 3))
+                else:
+                    states.append((state, _NONE + 1))
+        return states + [(_integer(indices, s), 2) for s in self.siblings]
+
+    def _places(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
+        """Index and number of one-hot features of each subset of the parts: coarse ones steady the fine ones."""
+        states = self._states(indices)
+        subsets = [(0,), *((0, j) for j in range(1, len(states))), tuple(range(len(states)))]
+        found = []
+        for subset in dict.fromkeys(subsets):
+            flat, count = np.zeros(len(indices), dtype=np.int64), 1
+            for j in subset:
+                state, n = states[j]
+                flat, count = flat * n + state, count * n
+            found.append((flat, count))
+        return found
+
+    def features(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """One-hot features float64 [n, features] of policies given as value indices int64 [n, decisions]."""
+        return np.concatenate([np.eye(n)[flat] for flat, n in self._places(indices)], axis=1)
+
+    def weighted(
+        self, indices: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """``features(indices) @ weights`` without making the features."""
+        total, start = np.zeros(len(indices)), 0
+        for flat, n in self._places(indices):
+            total += weights[start : start + n][flat]
+            start += n
+        return total
 
 
 @dataclass(frozen=True)
 class Surroundings:
     """What around a layer decides which conversions it needs: the precisions of the layers that run next to it.
 
-    A neighbour inside a dropped block does not run; the one behind it counts instead.
+    A neighbour inside a dropped block does not run; the one behind it counts instead. What is before and what is
+    behind add up but for the two ends that touch the layer, so each direction has a table of its own.
 
     Attributes:
         home: position of the layer's own block decision.
-        own: its precision.
-        siblings: other layers of its block.
-        before, after: candidates in order of nearness.
-        scope: positions of all these decisions.
+        sides: see ``Side``; empty where nothing around it is decided.
     """
 
     home: int | None
-    own: int | None
-    siblings: tuple[_Neighbour, ...]
-    before: tuple[_Neighbour, ...]
-    after: tuple[_Neighbour, ...]
-    scope: tuple[int, ...]
+    sides: tuple[Side, ...]
 
     @classmethod
     def of(cls, network_space: NetworkSpace, k: int) -> Surroundings:
         layers = network_space.structure.layers
         position = network_space.space.position
         unit = [network_space.block_of(x.path) or x.path for x in layers]
+        members: dict[str, list[int]] = {}
+        for j, name in enumerate(unit):
+            members.setdefault(name, []).append(j)
 
-        def neighbour(j: int) -> _Neighbour:
+        def precision(j: int) -> int | None:
+            return position.get(f"{layers[j].path}:precision")
+
+        def neighbour(name: str) -> _Neighbour:
+            inside = members[name]
             return _Neighbour(
-                position.get(f"{unit[j]}:block"), position.get(f"{layers[j].path}:precision")
+                position.get(f"{name}:block"), precision(inside[0]), precision(inside[-1])
             )
 
-        siblings = [j for j in range(len(layers)) if unit[j] == unit[k] and j != k]
-        siblings = sorted(siblings, key=lambda j: abs(j - k))[:2]
-        before: list[int] = []
-        after: list[int] = []
-        for j in range(k - 1, -1, -1):  # the last layer of each unit before
-            if (
-                unit[j] != unit[k]
-                and len(before) < NEIGHBOURS
-                and unit[j] not in {unit[i] for i in before}
-            ):
-                before.append(j)
-        for j in range(k + 1, len(layers)):  # the first layer of each unit after
-            if (
-                unit[j] != unit[k]
-                and len(after) < NEIGHBOURS
-                and unit[j] not in {unit[i] for i in after}
-            ):
-                after.append(j)
-        before, after = _until_certain(before, neighbour), _until_certain(after, neighbour)
-        me = neighbour(k)
-        around = [*map(neighbour, (*siblings, *before, *after))]
-        scope = {i for n in around for i in (n.block, n.precision) if i is not None}
-        if not scope:
-            return cls(None, None, (), (), (), ())
-        scope |= {i for i in (me.block, me.precision) if i is not None}
-        return cls(
-            me.block,
-            me.precision,
-            tuple(map(neighbour, siblings)),
-            tuple(map(neighbour, before)),
-            tuple(map(neighbour, after)),
-            tuple(sorted(scope)),
-        )
-
-    def features(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """One-hot features float64 [n, features] of policies given as value indices int64 [n, decisions]."""
-        n = len(indices)
-        if not self.scope:
-            return np.zeros((n, 0))
-        own = _integer(indices, self.own)
-        states = [own, _nearest(indices, self.before), _nearest(indices, self.after)]
-        states += [_integer(indices, s.precision) for s in self.siblings]
-        columns = []
-        subsets = [(0, 1), (0, 2), (0, 1, 2), tuple(range(len(states)))]
-        subsets += [(0, j) for j in range(3, len(states))] + [
-            (0, 1, j) for j in range(3, len(states))
+        own, home = precision(k), position.get(f"{unit[k]}:block")
+        near = sorted((j for j in members[unit[k]] if j != k), key=lambda j: abs(j - k))[:2]
+        siblings = tuple(precision(j) for j in near)
+        order = list(members)
+        here = order.index(unit[k])
+        behind = [neighbour(n) for n in reversed(order[:here])]
+        ahead = [neighbour(n) for n in order[here + 1 :]]
+        before, after = (_until_certain(run[:NEIGHBOURS], 1) for run in (behind, ahead))
+        # A memory layout is passed on along a residual stream, past the nearest neighbour.
+        far_before, far_after = (_until_certain(run[:FAR], 2) for run in (behind, ahead))
+        sides = [
+            Side.of(home, own, siblings, (before, ())),
+            Side.of(home, own, siblings, ((), after)),
+            Side.of(home, own, (), (before, after), coarse=True),
+            Side.of(home, own, (), (far_before, ()), coarse=True, depth=2),
+            Side.of(home, own, (), ((), far_after), coarse=True, depth=2),
         ]
-        subsets += [(0, 2, j) for j in range(3, len(states))]
-        for subset in dict.fromkeys(subsets):
-            flat = np.zeros(n, dtype=np.int64)
-            for j in subset:
-                flat = flat * 3 + states[j]
-            columns.append(np.eye(3 ** len(subset))[flat])
-        return np.concatenate(columns, axis=1)
+        return cls(home, tuple(side for side in sides if side.scope))
 
 
-def _until_certain(found: list[int], neighbour: Callable[[int], _Neighbour]) -> list[int]:
-    """Nothing behind a layer that is always there can be next."""
-    for count, j in enumerate(found, start=1):
-        if neighbour(j).block is None:
-            return found[:count]
-    return found
+def _until_certain(found: list[_Neighbour], enough: int) -> tuple[_Neighbour, ...]:
+    """Nothing behind so many neighbours that are always there can be looked at."""
+    certain = 0
+    for count, neighbour in enumerate(found, start=1):
+        certain += neighbour.block is None
+        if certain == enough:
+            return tuple(found[:count])
+    return tuple(found)
 
 
 def _integer(indices: NDArray[np.int64], precision: int | None) -> NDArray[np.int64]:
@@ -348,17 +447,21 @@ def _integer(indices: NDArray[np.int64], precision: int | None) -> NDArray[np.in
     return np.asarray(indices[:, precision] == 0, dtype=np.int64)
 
 
-def _nearest(indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...]) -> NDArray[np.int64]:
-    """Precision of the nearest candidate that is not dropped: 0 float, 1 integer, 2 none in sight."""
-    state = np.full(len(indices), 2, dtype=np.int64)
-    for candidate in reversed(candidates):
-        kept = (
-            np.ones(len(indices), dtype=bool)
-            if candidate.block is None
-            else indices[:, candidate.block] == 1
-        )
-        state = np.where(kept, _integer(indices, candidate.precision), state)
-    return state
+def _nearest(
+    indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...], depth: int
+) -> list[NDArray[np.int64]]:
+    """States of the nearest candidates that are not dropped; ``_NONE`` where there are no more in sight."""
+    states = [np.full(len(indices), _NONE, dtype=np.int64) for _ in range(depth)]
+    for candidate in candidates:
+        ends = 2 * _integer(indices, candidate.first) + _integer(indices, candidate.last)
+        here = np.ones(len(indices), dtype=bool)
+        if candidate.block is not None:
+            here = indices[:, candidate.block] == 1
+        for state in states:
+            free = here & (state == _NONE)
+            state[free] = ends[free]
+            here = here & ~free
+    return states
 
 
 def _ridge(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -73,12 +73,12 @@ class _Steps:
 class Pricer:
     """Costs of policies, and which values keep a partial policy within every bound.
 
-    The latency bound is held against the upper end of the predicted 90 % interval, the others against the
-    prediction itself (they are exact).
+    Bounds on latency and energy are held against the upper end of the predicted 90 % interval, the others against
+    the prediction itself (they are exact).
 
     Args:
         space: whose policies are priced.
-        models: quantity (``latency_ms``, ``size_bytes``, ``macs``) to its cost model.
+        models: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``macs``) to its cost model.
         limits: quantity to absolute upper bound; may be empty.
     """
 
@@ -108,11 +108,12 @@ class Pricer:
         return 1 + UPPER_90 * self.models[quantity].relative_error
 
     def costs(self, policy: Policy) -> dict[str, float]:
-        """Predicted quantities, with ``latency_ms_upper``, the upper end of the 90 % interval."""
+        """Predicted quantities, with ``latency_ms_upper`` and ``energy_mj_upper``, the upper ends of 90 % intervals."""
         indices = self.space.indices(policy)[None]
         costs = {q: float(m.price(indices)[0]) for q, m in self.models.items()}
-        if "latency_ms" in costs:
-            costs["latency_ms_upper"] = costs["latency_ms"] * self.margin("latency_ms")
+        for quantity in ("latency_ms", "energy_mj"):
+            if quantity in costs:
+                costs[f"{quantity}_upper"] = costs[quantity] * self.margin(quantity)
         return costs
 
     def violations(self, costs: Mapping[str, float]) -> dict[str, float]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 from compressors import Choices, Compressor, Skeleton
 from compressors.errors import ExportError
 from compressors.exporter import export_onnx
 from compressors.structure import inside
 from latency_tables import KernelUse, Target
+from search_spaces import Policy
 from search_spaces.latency_model import sample_policies
 from search_spaces.network_space import NetworkSpace, runs_integer
+from service.graph_cache import GraphCache
 
 # Policies whose cut graph is held against a real export before cut graphs are trusted.
 VERIFIED = 2
@@ -19,27 +23,39 @@ VERIFIED = 2
 class Graphs:
     """See the module's docstring.
 
+    Args:
+        cache: folder in which the kernels of policies are kept from one job to the next; None keeps none.
+
     Attributes:
         note: why policies are exported one by one, None where their graphs are cut.
     """
 
-    def __init__(self, compressor: Compressor, network_space: NetworkSpace, target: Target) -> None:
+    def __init__(
+        self,
+        compressor: Compressor,
+        network_space: NetworkSpace,
+        target: Target,
+        cache: Path | None = None,
+    ) -> None:
         self._compressor = compressor
         self._space = network_space
         self._target = target
         self._skeleton: Skeleton | None = None
         self.note: str | None = None
+        probes: list[list[KernelUse]] = []
         try:
             skeleton = Skeleton(compressor, target.batch)
             for policy in sample_policies(network_space, VERIFIED, seed=1):
                 choices = network_space.choices(policy)
-                if _kernel_counts(
-                    target, skeleton.model(choices).SerializeToString()
-                ) != _kernel_counts(target, self._export(choices)):
+                probes.append(target.kernels(self._export(choices)))
+                cut = target.kernels(skeleton.model(choices).SerializeToString())
+                if _kernel_counts(cut) != _kernel_counts(probes[-1]):
                     raise ExportError("a cut graph has other kernels than the exported one")
             self._skeleton = skeleton
         except ExportError as error:
             self.note = f"pricing exported every sampled policy, because {error}"
+        probes.append(self.of(network_space.choices(network_space.space.uncompressed()))[0])
+        self._cache = cache and GraphCache(cache, network_space, target, probes)
 
     def _export(self, choices: Choices) -> bytes:
         made = self._compressor.compress(choices, refit=False, quick=True)
@@ -59,9 +75,24 @@ class Graphs:
         return self._target.kernels(data), len(data)
 
 
-def _kernel_counts(target: Target, model: bytes) -> Counter[str]:
+    def of_policy(self, policy: Policy) -> tuple[list[KernelUse], int]:
+        """``of`` a policy's choices, from the cache where it was read before."""
+        found = self._cache.get(policy) if self._cache else None
+        if found is None:
+            found = self.of(self._space.choices(policy))
+            if self._cache:
+                self._cache.put(policy, *found)
+        return found
+
+    def save(self) -> None:
+        """Keeps what was read of policies for the next job."""
+        if self._cache:
+            self._cache.save()
+
+
+def _kernel_counts(uses: Iterable[KernelUse]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for use in target.kernels(model):
+    for use in uses:
         counts[use.kernel.key] += use.count
     return counts
 

@@ -1,26 +1,34 @@
-"""Prices of a network on its target: kernels found, measured, anchored on whole networks, and learned."""
+"""Prices of a network on its target: kernels found, measured, anchored on whole networks, and learned.
+
+Where the device is elsewhere nothing is timed: a table's rows are summed up instead of being anchored.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from compressors import Choices, Compressor, Plan
 from compressors.exporter import export_onnx, save_onnx
-from latency_tables import KernelUse, LatencyTable, TableStore, Target
-from search_spaces import CostModel, Policy, Pricer
-from search_spaces.latency_model import NEAR, LatencyFit, PricedGraph, fit_latency, sample_policies
+from latency_tables import KernelUse, LatencyTable, Measurements, TableStore, Target
+from latency_tables.energy import Metered
+from search_spaces import Policy
+from search_spaces.latency_model import PricedGraph, sample_policies
 from search_spaces.network_space import NetworkSpace, macs_model, size_model
 from service.anchors import Anchor, Anchors, Sums, measure_quietly
+from service.energy_bound import QUANTITY
+from service.energy_costs import KernelEnergies
+from service.energy_setup import costs_of, learn_energy, meter_for
 from service.graphs import Graphs, integer_layers
-from service.kernel_rows import Rows, Stage, measure_missing
+from service.kernel_rows import Rows, Stage, measure_missing, require_costs, require_known
+from service.prices import Learned, Prices
+from service.table_times import NetworkTimes, TableTimes
 
-SAMPLES = 240
+SAMPLES = 320
 # Seconds spent on kernels a job's table lacks; what is left is modelled from measured neighbours.
 MEASURE_SECONDS = 300.0
 # Sampled policies timed end to end beside the uncompressed network and uniform int8.
@@ -28,90 +36,8 @@ ANCHORED = 14
 ANCHOR_SECONDS = 0.6
 # Share of the uncompressed latency around which prices are exact where the job bounds none.
 _DEFAULT_SHARE = 0.5
-# Sampled policies that show what networks around the bound are like, at least.
-_LIKE = 5
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What prices are learned from; kept to learn them again when more networks were timed.
-
-    Attributes:
-        graphs: sampled policies with their kernels, the uncompressed network first.
-        sums: kernel times of each.
-        rows: costs of kernels.
-        models: quantities that need no timing.
-        near_ms: latency around which prices should be right.
-    """
-
-    network_space: NetworkSpace
-    graphs: tuple[PricedGraph, ...]
-    sums: tuple[Sums, ...]
-    rows: Rows
-    models: Mapping[str, CostModel]
-    near_ms: float
-
-    def price(self, anchors: Anchors) -> tuple[Pricer, LatencyFit]:
-        """Local terms under the anchors."""
-        totals = np.array([anchors.latency(sums) for sums in self.sums])
-        cost, constant = anchors.linear(self._around(totals), self.rows)
-        fit = fit_latency(
-            self.network_space,
-            self.graphs,
-            lambda kernel: 1e3 * cost(kernel),
-            offset_us=1e3 * constant,
-            totals_us=[1e3 * float(total) for total in totals],
-            table_error=anchors.error,
-            near_us=1e3 * self.near_ms,
-        )
-        return Pricer(self.network_space.space, {"latency_ms": fit.model, **self.models}), fit
-
-    def _around(self, totals: NDArray[np.float64]) -> Sums:
-        """What a network of about the wanted latency is made of: the mean of sampled ones."""
-        distance = np.abs(np.log(totals / self.near_ms))
-        like = np.flatnonzero(distance <= np.log(NEAR))
-        if len(like) < _LIKE:
-            like = np.argsort(distance, kind="stable")[:_LIKE]
-        chosen = [astuple(self.sums[int(i)]) for i in like]
-        return Sums(*(float(v) for v in np.mean(chosen, axis=0)))
-
-
-@dataclass(frozen=True)
-class Prices:
-    """What a job prices with.
-
-    Attributes:
-        pricer: without limits.
-        uncompressed: quantities of the uncompressed network: measured latency, exact size and MACs.
-        fit: how well the local terms hold.
-        table: snapshot of the rows used.
-        anchors: see ``Anchors``.
-        baseline: exported uncompressed network.
-        modelled_share: part of the uncompressed network's kernel time that was not measured.
-        notes: what a reader of the report must know.
-        learned: see ``Learned``.
-    """
-
-    pricer: Pricer
-    uncompressed: dict[str, float]
-    fit: LatencyFit
-    table: LatencyTable
-    anchors: Anchors
-    baseline: Path
-    modelled_share: float
-    notes: tuple[str, ...]
-    learned: Learned
-
-    def with_finalist(self, uses: Sequence[KernelUse], ratio: float) -> Prices:
-        """Learned again with a network that was timed because the search ended at it.
-
-        Args:
-            uses: its kernels.
-            ratio: its latency over the uncompressed network's, in one run.
-        """
-        anchors = self.anchors.with_finalist(Sums.of(uses, self.learned.rows), ratio)
-        pricer, fit = self.learned.price(anchors)
-        return replace(self, pricer=pricer, fit=fit, anchors=anchors)
+# Seconds each of them is repeated under an energy meter, where a job bounds energy.
+METER_SECONDS = 1.0
 
 
 def learn_prices(
@@ -139,8 +65,11 @@ def learn_prices(
 
     Raises:
         MeasurementError, KernelError, ExportError: the target cannot run or time the network.
+        TableError: a table whose device is elsewhere knows too little of the network.
+        BudgetError: the budget bounds energy, and no energy is known.
     """
-    graphs = Graphs(compressor, network_space, target)
+    store, budget = TableStore(data_dir / "tables"), budget or {}
+    graphs = Graphs(compressor, network_space, target, data_dir / "graphs")
     notes = [graphs.note] if graphs.note else []
     space = network_space.space
     policies = [space.uncompressed(), *sample_policies(network_space, SAMPLES, seed=0)]
@@ -149,48 +78,80 @@ def learn_prices(
         check()
         if k % 10 == 0:
             stage("kernels", "reading the runtime's graphs", k, len(policies))
-        uses, size = graphs.of(network_space.choices(policy))
+        uses, size = graphs.of_policy(policy)
+        if k == 0:
+            require_costs(store, target, uses)
         sampled.append((policy, uses, size))
+    graphs.save()
     integer = Choices(integer=integer_layers(network_space, target, exclude))
     integer_uses, _ = graphs.of(integer)
     every = [integer_uses, *(uses for _, uses, _ in sampled)]
-    store = TableStore(data_dir / "tables")
     table, failures = measure_missing(store, target, every, stage, check, measure_seconds)
     notes += failures
     baseline = workdir / "baseline.onnx"
     whole = Plan(input_shape=tuple(compressor.images.shape[1:]), folded=compressor.folded_pairs)
     save_onnx(export_onnx(compressor.folded, whole, target.batch), baseline)
     lookup = Rows(table, {})
+    networks = {f"sample{k}": uses for k, (_, uses, _) in enumerate(sampled)} | {
+        "uncompressed": sampled[0][1],
+        "int8": integer_uses,
+    }
     sums = [Sums.of(uses, lookup) for _, uses, _ in sampled]
-    others = {"int8": (integer, Sums.of(integer_uses, lookup))} if integer.integer else {}
-    share = _latency_share(budget or {}, target, baseline)
-    for k in _spread(sums, share):
-        others[f"sample{k}"] = (network_space.choices(sampled[k][0]), sums[k])
-    check()
-    stage("anchor", f"timing {1 + len(others)} networks end to end", 0, 0)
-    latency, timed = _time_anchors(graphs, target, baseline, sums[0], others)
+    if target.can_measure:
+        others = {"int8": (integer, Sums.of(integer_uses, lookup))} if integer.integer else {}
+        share = _latency_share(budget, target, baseline)
+        for k in _spread(sums, share):
+            others[f"sample{k}"] = (network_space.choices(sampled[k][0]), sums[k])
+        check()
+        stage("anchor", f"timing {1 + len(others)} networks end to end", 0, 0)
+        meter = meter_for(target, budget, KernelEnergies.of_target(target, every[1:], lookup))
+        made = _time_anchors(graphs, target, baseline, sums[0], others, table, meter)
+    else:
+        require_known(target, [*every[1:], integer_uses], lookup)
+        share = _predicted_share(budget, TableTimes.of(target, every[1:], lookup))
+        made = {}
+    KernelEnergies.of_target(target, every[1:], lookup)
     # A later attempt at the job must price as the first one did.
     pinned = pin(
         "prices",
         {
-            "latency_ms": latency,
             "share": share,
-            "timed": [asdict(anchor) for anchor in timed],
             "rows": {key: list(us) for key, us in lookup.used.items()},
+            "energies": {key: pair and list(pair) for key, pair in lookup.energies.items()},
+            **made,
         },
     )
-    unknown = sorted(lookup.unknown)
-    lookup = Rows(table, pinned["rows"])
-    anchors = Anchors.fit(pinned["latency_ms"], [Anchor.from_json(a) for a in pinned["timed"]])
+    unknown = sorted(kernel.describe() for kernel in lookup.unknown.values())
+    lookup = Rows(table, pinned["rows"], pinned.get("energies"))
+    anchors: NetworkTimes
+    if target.can_measure:
+        anchors = Anchors.fit(
+            pinned["latency_ms"],
+            [Anchor.from_json(a) for a in pinned["timed"]],
+            pinned.get("integer_shift", 0.0),
+        )
+    else:
+        anchors = TableTimes.of(target, every[1:], lookup)
+    priced = tuple(PricedGraph(policy, uses) for policy, uses, _ in sampled)
+    models = {
+        "size_bytes": size_model(network_space, [(policy, n) for policy, _, n in sampled]),
+        "macs": macs_model(network_space),
+    }
+    metered = pinned.get("metered") or {}
+    energy = costs_of(target, budget, networks, every[1:], lookup, metered)
+    energy_fit, whole_mj = None, 0.0
+    if energy is not None:
+        whole_mj = energy.of(sampled[0][1]).net_mj
+        if metered:
+            whole_mj = float(metered["uncompressed"]["net_mj"])
+        energy_fit = learn_energy(network_space, priced, energy, budget, whole_mj)
+        models[QUANTITY] = energy_fit.model
     learned = Learned(
         network_space,
-        tuple(PricedGraph(policy, uses) for policy, uses, _ in sampled),
+        priced,
         tuple(Sums.of(uses, lookup) for _, uses, _ in sampled),
         lookup,
-        {
-            "size_bytes": size_model(network_space, [(policy, n) for policy, _, n in sampled]),
-            "macs": macs_model(network_space),
-        },
+        models,
         pinned["share"] * anchors.latency_ms,
     )
     pricer, fit = learned.price(anchors)
@@ -199,6 +160,8 @@ def learn_prices(
         "size_bytes": float(baseline.stat().st_size),
         "macs": pricer.costs(space.uncompressed())["macs"],
     }
+    if energy is not None:
+        uncompressed[QUANTITY] = whole_mj
     total = sum(lookup.us(u.kernel) * u.count for u in sampled[0][1])
     modelled = sum(
         lookup.us(u.kernel) * u.count for u in sampled[0][1] if table.lookup(u.kernel) is None
@@ -218,7 +181,16 @@ def learn_prices(
         modelled / total if total else 0.0,
         tuple(notes),
         learned,
+        energy,
+        energy_fit,
     )
+
+
+def _predicted_share(budget: Mapping[str, float], times: TableTimes) -> float:
+    """The latency bound as a share of the uncompressed network's, where that is only predicted."""
+    if "latency" in budget:
+        return budget["latency"]
+    return budget["latency_ms"] / times.latency_ms if "latency_ms" in budget else _DEFAULT_SHARE
 
 
 def _latency_share(budget: Mapping[str, float], target: Target, baseline: Path) -> float:
@@ -252,18 +224,42 @@ def _time_anchors(
     baseline: Path,
     sums: Sums,
     others: Mapping[str, tuple[Choices, Sums]],
-) -> tuple[float, list[Anchor]]:
-    """p50 of the uncompressed network in ms, and all networks as anchors."""
+    table: LatencyTable,
+    meter: Metered | None = None,
+) -> dict[str, Any]:
+    """What prices are anchored on.
+
+    Returns:
+        ``latency_ms``: p50 of the uncompressed network; ``timed``: all networks as anchors; ``integer_shift``: see
+        ``Anchors``; ``metered``: their energies, empty without a meter.
+    """
+    metered: dict[str, Any] = {}
     files = {"uncompressed": baseline}
     try:
         for name, (choices, _) in others.items():
             files[name] = baseline.with_name(f".{name}.onnx")
             files[name].write_bytes(graphs.file(choices))
         measured = measure_quietly(target, files, seconds=ANCHOR_SECONDS)
+        if meter is not None:
+            energies = meter.measure_energy(files, seconds=METER_SECONDS)
+            metered = {name: asdict(energy) for name, energy in energies.items()}
     finally:
         for name in others:
             if name in files:
                 files[name].unlink(missing_ok=True)
     timed = [Anchor(sums, 1.0)]
     timed += [Anchor(s, measured.ratio(n, "uncompressed")) for n, (_, s) in others.items()]
-    return measured["uncompressed"].p50_ms, timed
+    return {
+        "latency_ms": measured["uncompressed"].p50_ms,
+        "timed": [asdict(anchor) for anchor in timed],
+        "integer_shift": integer_shift(measured, table),
+        "metered": metered,
+    }
+
+
+def integer_shift(measured: Measurements, table: LatencyTable) -> float:
+    """How the two reference networks stand to each other now, beside how they did when kernels were timed."""
+    floats, integers = (table.references_us.get(kind, 0.0) for kind in ("float", "integer"))
+    if measured.integer_over_float is None or not floats or not integers:
+        return 0.0
+    return float(np.log(measured.integer_over_float * floats / integers))

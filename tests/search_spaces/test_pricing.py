@@ -300,3 +300,19 @@ def test_filling_holds_the_upper_end_of_the_interval_and_needs_a_bound() -> None
     assert free.with_limits({"latency_ms": 3.4}).fill(smallest).values == (2,)
     assert free.with_limits({"latency_ms": 3.5}).fill(smallest).values == (3,)
     assert free.fill(smallest) == free.space.uncompressed()
+
+
+def test_energy_is_bounded_beside_latency() -> None:
+    """Fast and thirsty against slow and frugal: only the middle keeps both bounds, margins included."""
+    latency = CostModel(0.0, (Factor((0,), np.array([3.0, 2.0, 1.0])),), relative_error=0.05)
+    energy = CostModel(0.0, (Factor((0,), np.array([1.0, 2.0, 3.0])),), relative_error=0.1)
+    free = Pricer(space_of([3]), {"latency_ms": latency, "energy_mj": energy})
+    policies = [free.space.from_indices([i]) for i in range(3)]
+    costs = free.costs(policies[1])
+    assert costs["energy_mj_upper"] == pytest.approx(2 * free.margin("energy_mj"))
+    pricer = free.with_limits({"latency_ms": 2.5, "energy_mj": 2.4})
+    assert [pricer.within(policy) for policy in policies] == [False, True, False]
+    assert set(pricer.violations(free.costs(policies[2]))) == {"energy_mj"}
+    assert pricer.enforce([2]) == policies[1] and pricer.enforce([0]) == policies[1]
+    with pytest.raises(BudgetError, match="energy_mj"):
+        free.with_limits({"energy_mj": 1.1}).require_reachable()

@@ -96,7 +96,8 @@ def test_malformed_spaces_are_refused() -> None:
         ({"latency": "half"}, "number"),
         ({"latency": float("nan")}, "positive"),
         ({"latency": True}, "number"),
-        ({"energy": 0.5}, "no target of this version"),
+        ({"packed_size": 0.5}, "no target of this version"),
+        ({"energy": 1.5}, "below 1"),
     ],
 )
 def test_bad_budgets_say_why(bounds: dict[str, object], says: str) -> None:
@@ -110,6 +111,10 @@ def test_the_tightest_of_two_bounds_counts() -> None:
     assert Budget.parse(["latency=0.5", "size=0.3"]).to_json() == {"latency": 0.5, "size": 0.3}
     with pytest.raises(BudgetError, match="key=number"):
         Budget.parse(["latency"])
+    energy = Budget.of({"energy": 0.5, "energy_mj": 3.0})
+    assert energy.limits({"energy_mj": 4.0}) == {"energy_mj": 2.0}
+    with pytest.raises(BudgetError, match="energy_mj is not known on this target"):
+        energy.limits({"latency_ms": 1.0})
 
 
 def test_evaluations_survive_json() -> None:
@@ -160,10 +165,10 @@ def test_macs_and_size_are_those_of_the_real_network(name: str) -> None:
 
     made, compressor = network_space(name)
     skeleton = Skeleton(compressor)
-    policies = [made.space.uncompressed(), *sample_policies(made, 24, seed=1)]
+    policies = [made.space.uncompressed(), *sample_policies(made, 84, seed=1)]
     sizes = [(p, len(skeleton.model(made.choices(p)).SerializeToString())) for p in policies]
-    macs, size = macs_model(made), size_model(made, sizes[:16])
-    for policy, _ in sizes[16:20]:
+    macs, size = macs_model(made), size_model(made, sizes[:80])
+    for policy, _ in sizes[80:84]:
         compressed = compressor.compress(made.choices(policy), refit=False)
         indices = made.space.indices(policy)[None]
         true = sum(layer.macs for layer in analyse(compressed.network, example_input(SHAPE)).layers)

@@ -88,6 +88,26 @@ def test_a_finalist_is_no_outlier_however_noisy_the_others(seed: int) -> None:
         assert abs(np.log(again / (factor * predicted))) < 0.5 * abs(np.log(factor))
 
 
+def test_a_shift_moves_integers_alone() -> None:
+    sums = some_sums(16)
+    fitted = Anchors.fit(TRUTH.latency(sums[0]), timed(sums), 0.05)
+    moved = fitted.at_shift(0.15)
+    floats = Sums(1000.0, 0.0, 1200.0, 0.0, 0.5)
+    integers = Sums(0.0, 1000.0, 0.0, 1200.0, 0.5)
+    assert moved.latency(floats) == pytest.approx(fitted.latency(floats))
+    assert moved.latency(integers) == pytest.approx(fitted.latency(integers) * np.exp(0.1))
+    assert moved.at_shift(0.05).latency(integers) == pytest.approx(fitted.latency(integers))
+
+
+def test_where_only_the_uncompressed_network_was_timed_the_shift_tells_of_integers() -> None:
+    sums = some_sums(3)
+    alone = timed(sums)[:1]
+    whole = TRUTH.latency(sums[0])
+    integers = Sums(0.0, 1600.0, 0.0, 2000.0, 0.5)
+    cheap, dear = (Anchors.fit(whole, alone, s).latency(integers) for s in (-0.1, 0.1))
+    assert dear == pytest.approx(cheap * np.exp(0.2))
+
+
 def test_floats_alone() -> None:
     sums = [replace(s, integer_us=0.0, integer_cold_us=0.0) for s in some_sums(8)]
     fitted = Anchors.fit(TRUTH.latency(sums[0]), timed(sums))

@@ -1,0 +1,115 @@
+"""What a job prices with, and what its prices are learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latency_tables import KernelUse, LatencyTable
+from latency_tables.errors import MeasurementError
+from search_spaces import CostModel, Pricer
+from search_spaces.latency_model import NEAR, LatencyFit, PricedGraph, fit_latency
+from search_spaces.network_space import NetworkSpace
+from service.anchors import Anchors, Sums
+from service.energy_costs import EnergyCosts
+from service.kernel_rows import Rows
+from service.table_times import NetworkTimes
+
+# Sampled policies that show what networks around the bound are like, at least.
+_LIKE = 5
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What prices are learned from; kept to learn them again when more networks were timed.
+
+    Attributes:
+        graphs: sampled policies with their kernels, the uncompressed network first.
+        sums: kernel times of each.
+        rows: costs of kernels.
+        models: quantities that need no timing of networks.
+        near_ms: latency around which prices should be right.
+    """
+
+    network_space: NetworkSpace
+    graphs: tuple[PricedGraph, ...]
+    sums: tuple[Sums, ...]
+    rows: Rows
+    models: Mapping[str, CostModel]
+    near_ms: float
+
+    def price(self, anchors: NetworkTimes) -> tuple[Pricer, LatencyFit]:
+        """Local terms under the anchors."""
+        totals = np.array([anchors.latency(sums) for sums in self.sums])
+        cost, constant = anchors.linear(self._around(totals), self.rows)
+        fit = fit_latency(
+            self.network_space,
+            self.graphs,
+            lambda kernel: 1e3 * cost(kernel),
+            offset_us=1e3 * constant,
+            totals_us=[1e3 * float(total) for total in totals],
+            table_error=anchors.error,
+            near_us=1e3 * self.near_ms,
+        )
+        return Pricer(self.network_space.space, {"latency_ms": fit.model, **self.models}), fit
+
+    def _around(self, totals: NDArray[np.float64]) -> Sums:
+        """What a network of about the wanted latency is made of: the mean of sampled ones."""
+        distance = np.abs(np.log(totals / self.near_ms))
+        like = np.flatnonzero(distance <= np.log(NEAR))
+        if len(like) < _LIKE:
+            like = np.argsort(distance, kind="stable")[:_LIKE]
+        chosen = [astuple(self.sums[int(i)]) for i in like]
+        return Sums(*(float(v) for v in np.mean(chosen, axis=0)))
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a job prices with.
+
+    Attributes:
+        pricer: without limits.
+        uncompressed: quantities of the uncompressed network: latency (measured, or predicted where the device is
+            elsewhere), exact size and MACs, net energy where it is known.
+        fit: how well the local terms hold.
+        table: snapshot of the rows used.
+        anchors: what kernel times make of whole networks.
+        baseline: exported uncompressed network.
+        modelled_share: part of the uncompressed network's kernel time that was not measured.
+        notes: what a reader of the report must know.
+        learned: see ``Learned``.
+        energy: what kernels make of a network's energy, None where that is not known.
+        energy_fit: how well the local terms of energy hold.
+    """
+
+    pricer: Pricer
+    uncompressed: dict[str, float]
+    fit: LatencyFit
+    table: LatencyTable
+    anchors: NetworkTimes
+    baseline: Path
+    modelled_share: float
+    notes: tuple[str, ...]
+    learned: Learned
+    energy: EnergyCosts | None = None
+    energy_fit: LatencyFit | None = None
+
+    def with_finalist(self, uses: Sequence[KernelUse], ratio: float) -> Prices:
+        """Learned again with a network that was timed because the search ended at it.
+
+        Args:
+            uses: its kernels.
+            ratio: its latency over the uncompressed network's, in one run.
+
+        Raises:
+            MeasurementError: networks cannot be timed on this target.
+        """
+        if not isinstance(self.anchors, Anchors):
+            raise MeasurementError("prices from a table are not corrected by timing a network")
+        anchors = self.anchors.with_finalist(Sums.of(uses, self.learned.rows), ratio)
+        pricer, fit = self.learned.price(anchors)
+        return replace(self, pricer=pricer, fit=fit, anchors=anchors)
