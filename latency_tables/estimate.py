@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,101 +114,150 @@ def alignment(kernel: Kernel) -> int:
     return next(step for step in (16, 8, 4, 2, 1) if all(size % step == 0 for size in channels))
 
 
-def _exponent(rows: Sequence[Row]) -> float:
-    """How the family's time grows with work: the slope in log space, 0 to 1; 1 for a single row."""
-    x = np.log([work(row.kernel) for row in rows])
-    y = np.log([max(row.median_us, 1e-3) for row in rows])
-    spread = float(np.var(x))
-    if len(rows) < 3 or spread < 1e-6:
-        return 1.0
-    return float(np.clip(np.mean((x - x.mean()) * (y - y.mean())) / spread, 0.0, 1.0))
+class _Family:
+    """Measured rows that can be scaled into each other, as arrays.
+
+    Attributes:
+        rows: their order is that of all arrays below.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(sorted(rows, key=lambda row: row.kernel.key))
+        self._work = np.log([work(row.kernel) for row in self.rows])
+        self._times = np.log([max(row.median_us, 1e-3) for row in self.rows])
+        self._sizes = np.stack([_sizes(row.kernel) for row in self.rows])
+        self._steps = np.array([alignment(row.kernel) for row in self.rows])
+        self._cold = np.array(
+            [
+                row.cold_us / row.median_us
+                if row.cold_us is not None and row.median_us > 0
+                else math.nan
+                for row in self.rows
+            ]
+        )
+
+    def _exponent(self, among: NDArray[np.bool_]) -> float:
+        """How time grows with work: the slope in log space, 0 to 1; 1 where too few rows tell."""
+        x, y = self._work[among], self._times[among]
+        spread = float(np.var(x))
+        if len(x) < 3 or spread < 1e-6:
+            return 1.0
+        return float(np.clip(np.mean((x - x.mean()) * (y - y.mean())) / spread, 0.0, 1.0))
+
+    def _near(
+        self, kernel: Kernel, among: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Places of the nearest rows, and how much each counts."""
+        like = among & (self._steps == alignment(kernel))
+        places = np.flatnonzero(like if like.any() else among)
+        distances = np.abs(self._sizes[places] - _sizes(kernel)).sum(axis=1)
+        order = np.argsort(distances, kind="stable")[:_NEIGHBOURS]
+        return places[order], 1 / (distances[order] + 0.05) ** 2
+
+    def log_time(self, kernel: Kernel, among: NDArray[np.bool_] | None = None) -> float:
+        """Logarithm of the time: the nearest rows, each scaled by work, weighted by nearness."""
+        among = np.ones(len(self.rows), dtype=bool) if among is None else among
+        near, weights = self._near(kernel, among)
+        grown = self._exponent(among) * (math.log(work(kernel)) - self._work[near])
+        return float(np.average(self._times[near] + grown, weights=weights))
+
+    def cold_share(self, kernel: Kernel) -> float | None:
+        """How much longer the nearest rows take cold, None where none was measured so."""
+        known = ~np.isnan(self._cold)
+        if not known.any():
+            return None
+        near, weights = self._near(kernel, known)
+        return float(np.average(self._cold[near], weights=weights))
+
+    @cached_property
+    def log_errors(self) -> tuple[float, ...]:
+        """Errors of the logarithm when each row is left out in turn."""
+        every = np.ones(len(self.rows), dtype=bool)
+        errors = []
+        for i, row in enumerate(self.rows):
+            every[i] = False
+            errors.append(self.log_time(row.kernel, every) - float(self._times[i]))
+            every[i] = True
+        return tuple(errors)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the log error of an estimate."""
+        if len(self.rows) <= _NEIGHBOURS:
+            return _UNKNOWN_SIGMA
+        return max(0.02, float(np.sqrt(np.mean(np.square(self.log_errors)))))
 
 
-def _near(kernel: Kernel, rows: Sequence[Row]) -> tuple[list[Row], NDArray[np.float64]]:
-    """The nearest rows and how much each counts."""
-    like = [row for row in rows if alignment(row.kernel) == alignment(kernel)] or list(rows)
-    sizes = _sizes(kernel)
-    near = sorted(
-        ((float(np.abs(_sizes(row.kernel) - sizes).sum()), row) for row in like),
-        key=lambda pair: (pair[0], pair[1].kernel.key),
-    )[:_NEIGHBOURS]
-    weights = np.asarray([1 / (distance + 0.05) ** 2 for distance, _ in near])
-    return [row for _, row in near], weights
+class Estimator:
+    """Models rows from measured ones; what it learns of a family it keeps.
 
+    Args:
+        rows: modelled ones among them are passed over.
+    """
 
-def _log_estimate(kernel: Kernel, rows: Sequence[Row]) -> float:
-    """Logarithm of the time: the nearest rows, each scaled by work, weighted by nearness."""
-    exponent = _exponent(rows)
-    amount = math.log(work(kernel))
-    near, weights = _near(kernel, rows)
-    logs = np.asarray(
-        [
-            math.log(max(row.median_us, 1e-3)) + exponent * (amount - math.log(work(row.kernel)))
-            for row in near
-        ]
-    )
-    return float(np.average(logs, weights=weights))
+    def __init__(self, rows: Iterable[Row]) -> None:
+        members: dict[Hashable, list[Row]] = {}
+        for row in rows:
+            if row.provenance != "modelled":
+                members.setdefault(family(row.kernel), []).append(row)
+        self._members = members
+        self._families: dict[Hashable, _Family] = {}
 
+    def row(self, kernel: Kernel) -> Row | None:
+        """A modelled row for a kernel, None when no measured row is of its family."""
+        known = self._family(family(kernel))
+        if known is None:
+            return None
+        middle, sigma = math.exp(known.log_time(kernel)), known.sigma
+        reference_us = known.rows[0].reference_us
+        share = known.cold_share(kernel)
+        return Row(
+            kernel=kernel,
+            count=0,
+            median_us=middle,
+            p10_us=middle * math.exp(-1.2816 * sigma),
+            p90_us=middle * math.exp(1.2816 * sigma),
+            ci95=(middle * math.exp(-Z95 * sigma), middle * math.exp(Z95 * sigma)),
+            time=now(),
+            reference_us=reference_us,
+            run_reference_us=reference_us,
+            provenance="modelled",
+            cold_us=None if share is None else share * middle,
+        )
 
-def _cold_share(kernel: Kernel, rows: Sequence[Row]) -> float | None:
-    """How much longer the nearest rows take cold, None where none was measured so."""
-    known = [row for row in rows if row.cold_us is not None and row.median_us > 0]
-    if not known:
-        return None
-    near, weights = _near(kernel, known)
-    shares = [(row.cold_us or 0.0) / row.median_us for row in near]
-    return float(np.average(shares, weights=weights))
+    def error(self) -> EstimateError:
+        """Leave-one-out error over all rows."""
+        errors: list[float] = []
+        lonely = 0
+        for key, members in self._members.items():
+            known = self._family(key)
+            if len(members) > 1 and known is not None:
+                errors += [abs(math.expm1(error)) for error in known.log_errors]
+            else:
+                lonely += 1
+        if not errors:
+            return EstimateError(0, lonely, math.nan, math.nan)
+        return EstimateError(
+            len(errors), lonely, float(np.mean(errors)), float(np.quantile(errors, 0.9))
+        )
 
-
-def _log_errors(rows: Sequence[Row]) -> list[float]:
-    """Errors of the logarithm when each row of one family is left out in turn."""
-    return [
-        _log_estimate(row.kernel, [*rows[:i], *rows[i + 1 :]]) - math.log(max(row.median_us, 1e-3))
-        for i, row in enumerate(rows)
-    ]
+    def _family(self, key: Hashable) -> _Family | None:
+        if key not in self._members:
+            return None
+        if key not in self._families:
+            self._families[key] = _Family(self._members[key])
+        return self._families[key]
 
 
 def estimate_row(kernel: Kernel, rows: Iterable[Row]) -> Row | None:
-    """A modelled row for a kernel from measured rows, None when no row is of its family."""
+    """A modelled row for a kernel from measured rows, None when no row is of its family.
+
+    For many kernels make one ``Estimator``.
+    """
     wanted = family(kernel)
-    relatives = [
-        row for row in rows if row.provenance != "modelled" and family(row.kernel) == wanted
-    ]
-    if not relatives:
-        return None
-    middle = math.exp(_log_estimate(kernel, relatives))
-    sigma = _UNKNOWN_SIGMA
-    if len(relatives) > _NEIGHBOURS:
-        sigma = max(0.02, float(np.sqrt(np.mean(np.square(_log_errors(relatives))))))
-    reference_us = relatives[0].reference_us
-    share = _cold_share(kernel, relatives)
-    return Row(
-        kernel=kernel,
-        count=0,
-        median_us=middle,
-        p10_us=middle * math.exp(-1.2816 * sigma),
-        p90_us=middle * math.exp(1.2816 * sigma),
-        ci95=(middle * math.exp(-Z95 * sigma), middle * math.exp(Z95 * sigma)),
-        time=now(),
-        reference_us=reference_us,
-        run_reference_us=reference_us,
-        provenance="modelled",
-        cold_us=None if share is None else share * middle,
-    )
+    return Estimator(row for row in rows if family(row.kernel) == wanted).row(kernel)
 
 
 def estimate_error(table: LatencyTable) -> EstimateError:
     """Leave-one-out error of the estimates over a table's rows."""
-    families: dict[Hashable, list[Row]] = {}
-    for row in table.rows.values():
-        families.setdefault(family(row.kernel), []).append(row)
-    errors: list[float] = []
-    for members in families.values():
-        if len(members) > 1:
-            errors += [abs(math.expm1(error)) for error in _log_errors(members)]
-    lonely = sum(1 for members in families.values() if len(members) == 1)
-    if not errors:
-        return EstimateError(0, lonely, math.nan, math.nan)
-    return EstimateError(
-        len(errors), lonely, float(np.mean(errors)), float(np.quantile(errors, 0.9))
-    )
+    return Estimator(table.rows.values()).error()

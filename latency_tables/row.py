@@ -115,9 +115,28 @@ class Row:
             cold_us=None if self.cold_us is None else self.cold_us * scale,
         )
 
+    def with_energy_of(self, other: Row) -> Row:
+        """The same row with another one's energy where it has none of its own.
+
+        Energies are not expressed at a reference time: they are taken as they are.
+        """
+        if self.energy_provenance is not None or other.energy_provenance is None:
+            return self
+        return replace(
+            self,
+            energy_uj=other.energy_uj,
+            energy_net_uj=other.energy_net_uj,
+            energy_provenance=other.energy_provenance,
+        )
+
     def to_json(self) -> dict[str, Any]:
+        # Numbers are floats, as they are read back: the digest of a table must not change on disk.
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return {**fields, "kernel": self.kernel.to_json(), "ci95": list(self.ci95)}
+        for name, value in fields.items():
+            if name.endswith(("_us", "_uj")) and value is not None:
+                fields[name] = float(value)
+        ends = [float(end) for end in self.ci95]
+        return {**fields, "kernel": self.kernel.to_json(), "ci95": ends}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], name: str = "?") -> Row:

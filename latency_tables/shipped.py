@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from functools import lru_cache
 from importlib import resources
 
 from latency_tables.errors import TableError
@@ -36,6 +37,12 @@ def load(name: str) -> LatencyTable:
     if name not in names():
         known = ", ".join(names()) or "none"
         raise TableError(f"no table {name!r} comes with Trimtab; known: {known}")
+    return _read(name)
+
+
+@lru_cache(maxsize=4)
+def _read(name: str) -> LatencyTable:
+    # Kept: tables are immutable, and one of 2,000 kernels takes a while to read.
     file = resources.files("latency_tables") / "data" / f"{name}{_ENDING}"
     try:
         data = json.loads(gzip.decompress(file.read_bytes()))

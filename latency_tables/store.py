@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeAlias
 
-from filelock import FileLock
-
+from latency_tables import shipped
 from latency_tables.errors import TableError
 from latency_tables.host import HostFingerprint
-from latency_tables.layer_table import FORMAT as LAYER_FORMAT
 from latency_tables.layer_table import LayerTable
 from latency_tables.row import Row
 from latency_tables.table import LatencyTable
+from latency_tables.table_file import AnyTable as AnyTable
+from latency_tables.table_folder import TableFolder
 from latency_tables.target import Target, known_targets
 
-AnyTable: TypeAlias = "LatencyTable | LayerTable"
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # How the names of tables measured here end, see ``table_name``.
 _MEASURED = re.compile(r"-[0-9a-f]{12}$")
 
@@ -56,11 +51,10 @@ class TableStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-
-    def _path(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise TableError(f"{name!r} is no table's name")
-        return self.root / f"{name}.json"
+        self._measured = TableFolder(
+            root, "Put a copy of it back, or move it away: its kernels are then measured again"
+        )
+        self._imported = TableFolder(root / "imported", "Move it away and import the table again")
 
     def load(self, target: Target) -> LatencyTable:
         """The table of a target on the machine it is measured on; empty when there is none yet.
@@ -68,11 +62,12 @@ class TableStore:
         Raises:
             TableError: the file is no table, or a table of something else.
         """
-        path = self._path(table_name(target.spec, target.host()))
-        if not path.exists():
+        name = table_name(target.spec, target.host())
+        table = self._measured.read(name)
+        if table is None:
             return LatencyTable.empty(target)
-        table = LatencyTable.load(path, allow_other_host=True)
-        if table.target != target.spec:
+        path = self._measured.path(name)
+        if isinstance(table, LayerTable) or table.target != target.spec:
             raise TableError(f"{path} is for {table.target}, not for {target.spec}")
         try:
             table.require_host(target.host())
@@ -86,11 +81,10 @@ class TableStore:
         Raises:
             TableError: the file on disk is no table (it is left as it is).
         """
-        path = self._path(table_name(target.spec, target.host()))
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(path) + ".lock"):
+        name = table_name(target.spec, target.host())
+        with self._measured.lock(name):
             table = self.load(target).with_rows(rows)
-            table.save(path)
+            self._measured.write(name, table)
         return table
 
     def add_imported(self, tables: Mapping[str, AnyTable]) -> tuple[str, ...]:
@@ -105,30 +99,31 @@ class TableStore:
         """
         for name in tables:
             self._require_free(name)
-        self._imported.mkdir(parents=True, exist_ok=True)
-        with FileLock(str(self._imported / ".lock")):
+        with self._imported.lock(""):
             new = []
             for name, table in tables.items():
-                path = self._imported / f"{name}.json"
-                if not path.exists():
+                known = self._imported.read(name)
+                if known is None:
                     new.append(name)
-                elif _read(path).digest != table.digest:
+                elif known.digest != table.digest:
                     raise TableError(
                         f"there is a table {name!r} with another content; give another name with "
-                        f"--name, or delete {path} first"
+                        f"--name, or delete {self._imported.path(name)} first"
                     )
             for name in new:
-                tables[name].save(self._imported / f"{name}.json")
+                self._imported.write(name, tables[name])
         return tuple(new)
-
-    @property
-    def _imported(self) -> Path:
-        return self.root / "imported"
 
     def _require_free(self, name: str) -> None:
         if name in known_targets():
             raise TableError(f"{name!r} is a target's name; give the table another with --name")
-        if self._path(name).exists() or _MEASURED.search(name):
+        if name in shipped.names():
+            raise TableError(
+                f"{name!r} is the name of a table that comes with Trimtab; give the imported one "
+                "another with --name"
+            )
+        self._imported.path(name)  # refuses what is no name
+        if self._measured.has(name) or _MEASURED.search(name):
             raise TableError(
                 f"{name!r} is the name of a table measured here, or could become one; give the "
                 "imported table another with --name"
@@ -136,12 +131,11 @@ class TableStore:
 
     def is_imported(self, name: str) -> bool:
         """Whether a table of that name was imported."""
-        return _NAME.fullmatch(name) is not None and (self._imported / f"{name}.json").exists()
+        return self._imported.has(name)
 
     def list(self) -> tuple[str, ...]:
         """Names of the tables, measured and imported, sorted."""
-        files = (*self.root.glob("*.json"), *self._imported.glob("*.json"))
-        return tuple(sorted(path.stem for path in files))
+        return tuple(sorted(self._measured.names() | self._imported.names()))
 
     def get(self, name: str) -> AnyTable:
         """A table by name, whatever machine it is from.
@@ -149,13 +143,13 @@ class TableStore:
         Raises:
             TableError: no such table, with the names there are, or an unreadable one.
         """
-        path = self._path(name)
-        if path.exists():
-            return LatencyTable.load(path, allow_other_host=True)
-        if self.is_imported(name):
-            return _read(self._imported / f"{name}.json")
-        known = ", ".join(self.list()) or "none"
-        raise TableError(f"there is no table {name!r}; known: {known}")
+        table = self._measured.read(name)
+        if table is None:
+            table = self._imported.read(name)
+        if table is None:
+            known = ", ".join(self.list()) or "none"
+            raise TableError(f"there is no table {name!r}; known: {known}")
+        return table
 
     def get_kernels(self, name: str) -> LatencyTable:
         """A table of kernels by name: one that can be measured again.
@@ -170,17 +164,3 @@ class TableStore:
                 "nothing here to measure again"
             )
         return table
-
-
-def _read(path: Path) -> AnyTable:
-    """An imported table of either kind."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TableError(f"{path} cannot be read as a table: {error}") from error
-    try:
-        if isinstance(data, dict) and data.get("format") == LAYER_FORMAT:
-            return LayerTable.from_json(data)
-        return LatencyTable.from_json(data, allow_other_host=True)
-    except TableError as error:
-        raise TableError(f"{path}: {error}") from error

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 
 from latency_tables.errors import KernelError, TableError
 from latency_tables.estimate import estimate_row
+from latency_tables.files import replace_file
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel
 from latency_tables.latency import now
@@ -61,10 +60,7 @@ class LatencyTable:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits over everything but ``created``; what a job's result depends on."""
-        content = self.to_json()
-        del content["created"]
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest_of(self.to_json())
 
     def lookup(self, kernel: Kernel) -> Row | None:
         """The row of a kernel, None when it was never measured."""
@@ -81,6 +77,9 @@ class LatencyTable:
     def with_rows(self, rows: Iterable[Row]) -> LatencyTable:
         """The table with rows added; a later measurement of a kernel replaces an earlier one.
 
+        Of the energy too, where the later one has any: a kernel that is timed again without measuring
+        its energy keeps the energy that was known.
+
         Raises:
             TableError: a row is modelled: estimates are made again from the rows each time.
         """
@@ -90,9 +89,14 @@ class LatencyTable:
             if row.provenance == "modelled":
                 raise TableError(f"row {row.kernel.key} is modelled; a table holds measured rows")
             reference = references.setdefault(row.kernel.arithmetic, row.reference_us)
+            row = row.at_reference(reference)
             known = merged.get(row.kernel.key)
-            if known is None or row.time >= known.time:
-                merged[row.kernel.key] = row.at_reference(reference)
+            if known is None:
+                merged[row.kernel.key] = row
+            elif row.time >= known.time:
+                merged[row.kernel.key] = row.with_energy_of(known)
+            else:
+                merged[row.kernel.key] = known.with_energy_of(row)
         return replace(
             self, references_us=MappingProxyType(references), rows=MappingProxyType(merged)
         )
@@ -127,7 +131,7 @@ class LatencyTable:
             "device_class": self.device_class,
             "host": self.host.to_json(),
             "created": self.created,
-            "references_us": dict(sorted(self.references_us.items())),
+            "references_us": {kind: float(us) for kind, us in sorted(self.references_us.items())},
             "rows": {key: self.rows[key].to_json() for key in sorted(self.rows)},
         }
 
@@ -183,22 +187,16 @@ class LatencyTable:
         raise TableError(f"the table was measured on another machine: {differing}")
 
     def save(self, path: Path) -> None:
-        """Writes the table as JSON in one step: a reader sees the old file or the new one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(self.to_json(), stream, allow_nan=False, separators=(",", ":"))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        """Writes the table as JSON in one step: a reader sees the old file or the new one.
+
+        That needs numpy alone, on a bare device too; ``table_file`` writes Parquet.
+        """
+        text = json.dumps(self.to_json(), allow_nan=False, separators=(",", ":"))
+        replace_file(path, text.encode())
 
     @classmethod
     def load(cls, path: Path, allow_other_host: bool = False) -> LatencyTable:
-        """Reads a table's file.
+        """Reads a table's JSON file.
 
         Raises:
             TableError: no such file, no table, or another machine's; the message names the file.
@@ -211,6 +209,13 @@ class LatencyTable:
             return cls.from_json(data, allow_other_host)
         except TableError as error:
             raise TableError(f"{path}: {error}") from error
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """``LatencyTable.digest`` from what ``to_json`` gives."""
+    content = {name: value for name, value in document.items() if name != "created"}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_row(key: str, data: Any) -> Row:

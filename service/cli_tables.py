@@ -1,41 +1,49 @@
-"""``trimtab measure`` and ``trimtab tables``: latency tables on this machine."""
+"""``trimtab tables``: latency tables looked at, drawn, checked and taken in; ``trimtab measure`` beside it."""
 
 from __future__ import annotations
 
 import argparse
-import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from service.cli_common import OK, aligned, input_shape, reserved_stdout, write, write_json
-from service.cli_job import add_local_options, local_sources
+from service import cli_measure
+from service.cli_common import FAILED, OK, aligned, reserved_stdout, write, write_json
 from service.errors import RequestError
 
+if TYPE_CHECKING:
+    from latency_tables.catalog import Catalog
+    from latency_tables.table_file import AnyTable
+
 NOT_YET = "is not available in this version"
+# Staircases drawn of a whole table, and of the kernels asked for.
+_PANELS, _PANELS_ASKED = 4, 9
+# Layers drawn of an imported table.
+_LAYERS = 6
 
 
 def add_commands(commands: Any) -> None:
-    measure = commands.add_parser("measure", help="time a network's kernels into this host's table")
-    measure.add_argument("--model", required=True, metavar="S")
-    measure.add_argument("--input", type=input_shape, metavar="CxHxW")
-    measure.add_argument("--target", default="x86-ort", metavar="T")
-    measure.add_argument(
-        "--kit", type=Path, metavar="DIR",
-        help="write a folder that measures on another device, without Trimtab, instead",
-    )  # fmt: skip
-    measure.add_argument("--json", action="store_true")
-    add_local_options(measure)
-    measure.set_defaults(run=run_measure)
+    cli_measure.add_command(commands)
     tables = commands.add_parser("tables", help="look at latency tables")
     verbs = tables.add_subparsers(required=True, metavar="list|show|check|import")
     listing = verbs.add_parser("list", help="the tables there are")
     listing.set_defaults(run=run_list)
-    show = verbs.add_parser("show", help="rows of a table")
+    show = verbs.add_parser("show", help="rows of a table, and what they cost against channels")
     show.add_argument("name", metavar="NAME")
+    show.add_argument(
+        "--kernel", metavar="TEXT",
+        help="only kernels whose description or key holds the text, such as 3x3 (layers: their label)",
+    )  # fmt: skip
+    show.add_argument(
+        "--plot", type=Path, metavar="FILE.png",
+        help="draw latency against channels (layers: bits), a line a precision; .svg and .pdf too",
+    )  # fmt: skip
+    show.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the table as .parquet or .json"
+    )
     show.set_defaults(run=run_show)
-    check = verbs.add_parser("check", help="measure some rows again and compare")
+    check = verbs.add_parser(
+        "check", help="measure some rows again and say whether the table holds (exit code 1: no)"
+    )
     check.add_argument("name", metavar="NAME")
     check.add_argument("--rows", type=int, default=20, metavar="N", help="default 20")
     check.set_defaults(run=run_check)
@@ -58,15 +66,17 @@ def run_absent(args: argparse.Namespace) -> int:
 def run_import(args: argparse.Namespace) -> int:
     """Reads a file's tables, stores them, and says what is odd about them."""
     from latency_tables.importers import import_file
+    from service.table_text import headline, summary
 
-    store = _store()
+    store = _catalog().store
+    assert store is not None
     path = args.file.expanduser()
     found = import_file(path, args.name)
     new = store.add_imported(found.tables)
     if args.json:
         items = [
             {
-                **_summary(name, table, imported=True),
+                **summary(name, table, imported=True),
                 "new": name in new,
                 "flags": [flag.to_json() for flag in found.flags[name]],
             }
@@ -77,279 +87,152 @@ def run_import(args: argparse.Namespace) -> int:
     lines = []
     for name, table in found.tables.items():
         verb = "imported" if name in new else "was there already:"
-        lines += [f"{verb} {name} ({found.format}): {_headline(table)}"]
+        lines += [f"{verb} {name} ({found.format}): {headline(table)}"]
         lines += [f"  {flag.kind}: {flag.message}" for flag in found.flags[name]]
     write("\n".join(lines))
     return OK
 
 
-def run_measure(args: argparse.Namespace) -> int:
-    """Times the kernels of the uncompressed network in fp32; a job measures the others it needs."""
-    from compressors.exporter import export_onnx
-    from compressors.plan import Plan
-    from compressors.preparation import prepare
-    from latency_tables import TableStore, parse_target
-    from service.progress import StageProgress
-    from service.settings import Settings
-
-    if args.kit is not None:
-        return _write_kit(args)
-    with reserved_stdout(), StageProgress() as progress:
-        data_dir = Settings.load().data_dir
-        target = parse_target(args.target)
-        sources, shape = _network(args, data_dir)
-        progress.show("exporting")
-        network = prepare(sources.model_factory(args.model)())
-        model = export_onnx(network, Plan(input_shape=shape), target.batch)
-        uses = target.kernels(model.SerializeToString())
-        kernels = {use.kernel.key: use.kernel for use in uses}
-        store = TableStore(data_dir / "tables")
-        missing = store.load(target).missing(kernels.values())
-        found = target.measure_kernels(
-            missing, progress=lambda done, total: progress.show("measuring", "", done, total)
-        )
-        table = store.add(target, found.rows)
-    document = {
-        "target": target.spec,
-        "model": args.model,
-        "input": list(shape),
-        "kernels": len(kernels),
-        "already_measured": len(kernels) - len(missing),
-        "measured": len(found.rows),
-        "failed": [
-            {"kernel": failure.kernel.describe(), "reason": failure.reason}
-            for failure in found.failures
-        ],
-        "table_rows": len(table),
-        "table_digest": table.digest,
-    }
-    if args.json:
-        write_json(document)
-    else:
-        write("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in document.items()))
-    return OK
-
-
-def _network(args: argparse.Namespace, data_dir: Path) -> tuple[Any, tuple[int, int, int]]:
-    """Where ``--model`` comes from, and the shape of one example."""
-    sources = local_sources(args, data_dir)
-    sources.check_model(args.model)
-    shape = args.input or sources.default_input(args.model)
-    if shape is None:
-        raise RequestError(f"{args.model} has no default input; give --input CxHxW")
-    return sources, shape
-
-
-def _write_kit(args: argparse.Namespace) -> int:
-    """A folder that measures on a device; nothing is timed here."""
-    from latency_tables import parse_target
-    from latency_tables.kit import require_free
-    from service.progress import StageProgress
-    from service.settings import Settings
-
-    with reserved_stdout(), StageProgress() as progress:
-        target = parse_target(args.target)
-        require_free(args.kit)
-        sources, shape = _network(args, Settings.load().data_dir)
-        from service.kit import make_kit
-
-        document = make_kit(args.model, sources, shape, target, args.kit, progress.show)
-    if args.json:
-        write_json(document)
-    else:
-        write("\n".join(f"{key.replace('_', ' ')}: {value}" for key, value in document.items()))
-        write(f"next: read {args.kit / 'README.txt'}")
-    return OK
-
-
 def run_list(args: argparse.Namespace) -> int:
-    store = _store()
-    tables = [(name, store.get(name), store.is_imported(name)) for name in store.list()]
-    if args.json:
-        write_json({"items": [_summary(*item) for item in tables]})
-    elif not tables:
-        write("no tables yet; a job, `trimtab measure` or `trimtab tables import` makes one")
-    else:
-        rows = [["name", "for", "rows", "device", "how"]]
-        for name, table, imported in tables:
-            if _has_layers(table):
-                what = table.network or ("layers" if table.key == "layer" else "layer shapes")
-                device, how = table.device, table.provenance
-            else:
-                what, device, how = table.target, table.host.processor, table.host.runtime
-            marked = f"{how}, imported" if imported and how != "imported" else how
-            rows.append([name, what, str(len(table)), device, marked])
-        write(aligned(rows, right=(2,)))
-    return OK
+    from service.table_text import list_row, summary
 
-
-def _has_layers(table: Any) -> bool:
-    """Whether a table's rows are layers at several precisions, not kernels."""
-    from latency_tables import LayerTable
-
-    return isinstance(table, LayerTable)
-
-
-def _summary(name: str, table: Any, imported: bool) -> dict[str, Any]:
-    """What ``--json`` says of a table without its rows."""
-    layers = _has_layers(table)
-    made = {table.provenance} if layers else {row.provenance for row in table.rows.values()}
-    summary = {
-        "name": name,
-        "kind": "layers" if layers else "kernels",
-        "imported": imported,
-        "target": table.target,
-        "device_class": table.device_class,
-        "rows": len(table),
-        "digest": table.digest,
-        "host": None if layers else table.host.to_json(),
-        "provenance": ", ".join(sorted(made)) or None,
-        "created": table.created,
-    }
-    if layers:
-        summary |= {
-            "network": table.network,
-            "batch": table.batch,
-            "quantities": {quantity.name: quantity.unit for quantity in table.quantities},
-            "weight_bits": list(table.w_bits),
-            "activation_bits": list(table.a_bits),
-            "end_to_end": table.end_to_end,
-            "source": table.source,
-        }
-    return summary
-
-
-def _headline(table: Any) -> str:
-    """What a table holds and where it is from, in a line."""
-    if not _has_layers(table):
-        host = table.host
-        return (
-            f"{len(table)} kernels of {table.target} on {host.processor}, {host.runtime}; "
-            f"digest {table.digest}"
+    catalog = _catalog()
+    store = catalog.store
+    tables = [
+        (
+            name,
+            catalog.table(name),
+            store is not None and store.is_imported(name),
+            catalog.is_shipped(name),
         )
-    rows = f"{len(table)} {'layers' if table.key == 'layer' else 'layer shapes'}"
-    rows += f" of {table.network}" if table.network else ""
-    units = [q.name if q.unit == "1" else f"{q.name} in {q.unit}" for q in table.quantities]
-    batch = "" if table.batch is None else f", batch {table.batch}"
-    many = len(table.precisions)
-    return (
-        f"{rows} at {many} precision{'' if many == 1 else 's'} on {table.device}{batch}: "
-        f"{', '.join(units)}; {table.provenance}; digest {table.digest}"
-    )
+        for name in catalog.tables
+    ]
+    if args.json:
+        write_json({"items": [summary(*item) for item in tables]})
+        return OK
+    rows = [["name", "for", "rows", "device", "how"], *(list_row(*item) for item in tables)]
+    write(aligned(rows, right=(2,)))
+    if all(shipped for *_, shipped in tables):
+        write(
+            "no tables of your own yet; a job, `trimtab measure` or `trimtab tables import` makes one"
+        )
+    return OK
 
 
 def run_show(args: argparse.Namespace) -> int:
-    table = _store().get(args.name)
+    """Prints a table's rows, and leaves the picture and the file that were asked for."""
+    from latency_tables.table_file import save_table
+    from service.table_text import rows_text
+
+    table = _only(_catalog().table(args.name), args.kernel)
+    notes = []
+    if args.plot is not None:
+        notes.append(_draw(args.name, table, args.plot.expanduser(), args.kernel is not None))
+    if args.out is not None:
+        save_table(table, args.out.expanduser())
+        notes.append(f"wrote {args.out}")
     if args.json:
         write_json({**table.to_json(), "digest": table.digest})
-        return OK
-    if _has_layers(table):
-        write(_layer_rows(table))
-        return OK
-    rows = [["median", "95 % interval", "rounds", "kernel"]]
-    for row in sorted(table.rows.values(), key=lambda row: -row.median_us):
-        low, high = row.ci95
-        rows.append(
-            [
-                f"{row.median_us:.2f} us",
-                f"{low:.2f} to {high:.2f}",
-                str(row.count),
-                row.kernel.describe(),
-            ]
-        )
-    write(
-        f"{table.target} on {table.host.processor}, {table.host.runtime}; digest {table.digest}\n\n"
-        + aligned(rows, right=(0, 1, 2))
-    )
+    else:
+        write("\n".join([rows_text(table), *[""] * bool(notes), *notes]))
     return OK
 
 
-def _layer_rows(table: Any) -> str:
-    """Rows of an imported table: every precision, or of many those with equal bits."""
-    from latency_tables.layer import precision_name
+def _only(table: AnyTable, text: str | None) -> AnyTable:
+    """A table's rows that hold a text."""
+    from dataclasses import replace
 
-    columns = list(range(len(table.precisions)))
-    if len(columns) > 4:
-        equal = [i for i in columns if table.precisions[i][0] == table.precisions[i][1]]
-        columns = equal or columns[:8]
-    shown = [(quantity, i) for quantity in table.quantities for i in columns]
-    rows = [["row", *(f"{precision_name(table.precisions[i])} {q.name}" for q, i in shown)]]
-    for row, layer in enumerate(table.layers):
-        cells = [quantity.values[row][i] for quantity, i in shown]
-        rows.append([layer.label, *("-" if cell is None else f"{cell:.7g}" for cell in cells)])
-    lines = [_headline(table), f"from {table.source}, {table.created}"]
-    lines += [f"{flag.kind}: {flag.message}" for flag in table.flags]
-    if table.whole:
-        runs = ", ".join(f"{run:.2f}" for run in table.whole)
-        lines.append(f"end to end: {table.end_to_end:.2f} (runs: {runs})")
-    for part, costs in table.fixed.items():
-        lines.append(f"{part}: {', '.join(f'{key} {cost:.7g}' for key, cost in costs.items())}")
-    if len(columns) < len(table.precisions):
-        lines.append(f"{len(columns)} of {len(table.precisions)} precisions; --json prints all")
-    return "\n".join(lines) + "\n\n" + aligned(rows, right=tuple(range(1, len(rows[0]))))
+    from latency_tables.table import LatencyTable
+
+    if text is None:
+        return table
+    wanted = text.lower()
+    if isinstance(table, LatencyTable):
+        kept = [
+            row.kernel
+            for row in table.rows.values()
+            if wanted in f"{row.kernel.key} {row.kernel.describe()}".lower()
+        ]
+        if kept:
+            return table.snapshot(kept)
+    else:
+        rows = [i for i, layer in enumerate(table.layers) if wanted in layer.label.lower()]
+        if rows:
+            return replace(
+                table,
+                layers=tuple(table.layers[i] for i in rows),
+                quantities=tuple(
+                    replace(quantity, values=tuple(quantity.values[i] for i in rows))
+                    for quantity in table.quantities
+                ),
+            )
+    raise RequestError(
+        f"--kernel {text!r}: no row of the table holds that; `tables show` without it lists all"
+    )
+
+
+def _draw(name: str, table: AnyTable, path: Path, asked: bool) -> str:
+    """Draws the staircases with most widths; gives what was drawn."""
+    from latency_tables.staircase import kernel_panels, layer_panels
+    from latency_tables.table import LatencyTable
+    from service.table_plot import draw
+
+    if isinstance(table, LatencyTable):
+        most = _PANELS_ASKED if asked else _PANELS
+        panels = kernel_panels(table.rows.values())
+        title = f"{name}: {table.target} on {table.host.processor}"
+    else:
+        most = _PANELS_ASKED if asked else _LAYERS
+        panels = layer_panels(table)
+        made = "" if table.provenance in table.device else f", {table.provenance}"
+        title = f"{name}: {table.device}{made}"
+    draw(panels[:most], title, path)
+    rest = f" of {len(panels)}; --kernel TEXT draws others" if len(panels) > most else ""
+    many = min(len(panels), most)
+    return f"drew {many} staircase{'' if many == 1 else 's'}{rest}: {path}"
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Measures a sample of rows again. The differences are shares of the stored time."""
+    """Measures a sample of rows again and says whether the table holds."""
     from latency_tables import parse_target
+    from latency_tables.check import check_table
     from service.progress import StageProgress
+    from service.table_text import check_json, check_text
 
     if args.rows < 1:
         raise RequestError(f"--rows must be 1 or more, not {args.rows}")
-    table = _store().get_kernels(args.name)
+    table = _kernels(args.name)
     target = parse_target(table.target)
-    table.require_host(target.host())
-    if not table.rows:
-        raise RequestError(f"table {args.name} has no rows yet")
-    keys = sorted(table.rows)
-    chosen = random.Random(0).sample(keys, min(args.rows, len(keys)))
     with reserved_stdout(), StageProgress() as progress:
-        found = target.measure_kernels(
-            [table.rows[key].kernel for key in chosen],
+        check = check_table(
+            table,
+            target,
+            args.rows,
             progress=lambda done, total: progress.show("measuring again", "", done, total),
         )
-    lines = []
-    for row in found.rows:
-        stored = table.rows[row.kernel.key]
-        again = row.at_reference(stored.reference_us)
-        change = again.median_us / stored.median_us - 1 if stored.median_us else 0.0
-        lines.append((change, stored, again))
-    changes = np.abs([change for change, _, _ in lines])
-    document = {
-        "table": args.name,
-        "rows_checked": len(lines),
-        "failed": len(found.failures),
-        "median_difference": float(np.median(changes)) if len(lines) else None,
-        "worst_difference": float(changes.max()) if len(lines) else None,
-        "within_5_percent": float(np.mean(changes <= 0.05)) if len(lines) else None,
-        "within_10_percent": float(np.mean(changes <= 0.10)) if len(lines) else None,
-    }
     if args.json:
-        write_json(document)
-        return OK
-    rows = [["stored", "again", "difference", "kernel"]]
-    for change, stored, again in sorted(lines, key=lambda line: -abs(line[0])):
-        name = stored.kernel.describe()
-        rows.append(
-            [
-                f"{stored.median_us:.2f} us",
-                f"{again.median_us:.2f} us",
-                f"{100 * change:+.1f} %",
-                name,
-            ]
-        )
-    shares = [
-        f"{key.replace('_', ' ')}: {100 * value:.1f} %"
-        for key, value in document.items()
-        if isinstance(value, float)
-    ]
-    write("\n".join([aligned(rows, right=(0, 1, 2)), "", *shares]))
-    return OK
+        write_json(check_json(args.name, check))
+    else:
+        write(check_text(args.name, check))
+    return OK if check.holds else FAILED
 
 
-def _store() -> Any:
-    from latency_tables import TableStore
+def _kernels(name: str) -> Any:
+    """A table of kernels, which can be measured again."""
+    from latency_tables.table import LatencyTable
+
+    catalog = _catalog()
+    table = catalog.table(name)
+    if isinstance(table, LatencyTable):
+        return table
+    raise RequestError(
+        f"the rows of table {name!r} are layers and not kernels ({table.source}): there is nothing here to "
+        "measure again"
+    )
+
+
+def _catalog() -> Catalog:
+    from latency_tables.catalog import Catalog
     from service.settings import Settings
 
-    root: Path = Settings.load().data_dir / "tables"
-    return TableStore(root)
+    return Catalog.of(Settings.load().data_dir)

@@ -120,7 +120,7 @@ def layer_chart(layers: Sequence[Mapping[str, Any]]) -> LayerChart | None:
                 kept_y=base - high(kept),
                 kept_height=high(kept),
                 tone=tone(layer.get("bits")),
-                label=_tail(str(layer.get("path", "")), 17),
+                label=tail(str(layer.get("path", "")), 17),
                 title=_layer_title(layer, dropped),
                 dropped=dropped,
             )
@@ -171,13 +171,16 @@ def trial_chart(
             points.append((float(latency), float(score), trial))
     if not points:
         return None
-    width, height, left, right, top, bottom = 900.0, 380.0, 64.0, 20.0, 22.0, 48.0
+    width, height, right, top, bottom = 900.0, 380.0, 20.0, 22.0, 48.0
     xs = [p[0] for p in points] + ([limit_ms] if limit_ms is not None else [])
     front = pareto(points)
     floor = _floor([p[1] for p in points], [p[1] for p in front])
     ys = [p[1] for p in points if p[1] >= floor]
     x_low, x_high = _padded(min(xs), max(xs))
     y_low, y_high = _padded(min(ys), max(ys))
+    y_labels = {v: f"{v:g}".replace("-", "\N{MINUS SIGN}") for v in ticks(y_low, y_high, 6)}
+    # Room for the longest label beside the axis' name.
+    left = max(64.0, 30.0 + 7.0 * max(map(len, y_labels.values()), default=0))
 
     def x(value: float) -> float:
         return left + (value - x_low) / (x_high - x_low) * (width - left - right)
@@ -209,7 +212,7 @@ def trial_chart(
         path,
         None if limit_ms is None else Tick(x(limit_ms), f"budget {milliseconds(limit_ms)}"),
         tuple(Tick(x(v), f"{v:g}") for v in ticks(x_low, x_high, 8)),
-        tuple(Tick(y(v), f"{v:g}".replace("-", "\N{MINUS SIGN}")) for v in ticks(y_low, y_high, 6)),
+        tuple(Tick(y(v), label) for v, label in y_labels.items()),
     )
 
 
@@ -259,7 +262,8 @@ def _has(bars: Sequence[Bar], wanted: str) -> bool:
     return any(bar.tone == wanted and not bar.dropped for bar in bars)
 
 
-def _tail(path: str, length: int) -> str:
+def tail(path: str, length: int) -> str:
+    """A path shortened from the left."""
     return path if len(path) <= length else "\N{HORIZONTAL ELLIPSIS}" + path[-(length - 1) :]
 
 

@@ -11,11 +11,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from service.report_charts import layer_chart, pareto, tone, trial_chart
+from service.staircase_charts import staircase_charts, tones
 from service.summary import (
     ABSENT,
     REFERENCE_NAMES,
     count,
     file_size,
+    millijoules,
     milliseconds,
     percent,
 )
@@ -43,6 +45,7 @@ def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> st
     )
     environment.filters.update(ms=milliseconds, size=file_size, count=count, percent=percent)
     limits = report.get("budget_limits") or {}
+    stairs = staircase_charts(report.get("staircases") or [], limits.get("latency_ms"))
     winner = winner_number(report, trials)
     chosen = (
         next((t for t in trials if t.get("number") == winner), None) if winner is not None else None
@@ -57,6 +60,8 @@ def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> st
         layers=report.get("layers") or [],
         layer_chart=layer_chart(report.get("layers") or []),
         tone=tone,
+        staircases=stairs,
+        staircase_tones=tones(stairs),
         trial_chart=trial_chart(trials, limits.get("latency_ms"), winner),
         trial_counts=_trial_counts(trials),
         policies=_policies(trials, winner),
@@ -113,11 +118,12 @@ def _outcome(report: Mapping[str, Any]) -> dict[str, str]:
     met = report.get("met_budget")
     if met is None:
         return {"tone": "warn", "text": "Budget not checked"}
+    by = " by prediction" if report.get("met_by") == "prediction" else ""
     if not met:
-        return {"tone": "bad", "text": "Budget missed"}
+        return {"tone": "bad", "text": f"Budget missed{by}"}
     if report.get("not_faster"):
-        return {"tone": "warn", "text": "Budget met"}
-    return {"tone": "good", "text": "Budget met"}
+        return {"tone": "warn", "text": f"Budget met{by}"}
+    return {"tone": "good", "text": f"Budget met{by}"}
 
 
 def _get(part: Any, *path: str) -> Any:
@@ -127,11 +133,16 @@ def _get(part: Any, *path: str) -> Any:
 
 
 def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The four headline numbers with what they were before."""
+    """The headline numbers with what they were before."""
     before, after = report.get("baseline"), report.get("compressed")
     tiles = []
+    predicted = report.get("met_by") == "prediction"
+    latency = ("Latency (predicted)", "predicted_p50") if predicted else ("Latency (p50)", "p50")
+    known = _get(after, "energy_mj", "value") is not None
+    energy = [("Energy, net", ("energy_mj", "value"), millijoules, "less")] if known else []
     for label, path, show, word in (
-        ("Latency (p50)", ("latency_ms", "p50"), milliseconds, "faster"),
+        (latency[0], ("latency_ms", latency[1]), milliseconds, "faster"),
+        *energy,
         ("Accuracy", ("accuracy",), percent, ""),
         ("File size", ("size_bytes",), file_size, "smaller"),
         ("MACs", ("macs",), count, "fewer"),
@@ -142,7 +153,7 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
         if ratio:
             note = f"{1 / ratio:.2f}x faster" if ratio <= 1 else f"{ratio:.2f}x slower"
         elif old and new and word:
-            opposite = {"faster": "slower", "smaller": "larger", "fewer": "more"}[word]
+            opposite = {"faster": "slower", "smaller": "larger"}.get(word, "more")
             note = f"{old / new:.2f}x {word}" if old >= new else f"{new / old:.2f}x {opposite}"
         elif not word and report.get("accuracy_drop"):
             note = _points(report["accuracy_drop"]["estimate"])
@@ -205,15 +216,23 @@ def _rows(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[s
     row("Accuracy", [_accuracy(part) for part in parts])
     row("Accuracy drop", [_drop(report, column) for column in columns])
     p50 = [_get(part, "latency_ms", "p50") for part in parts]
-    row(
-        "Latency, p50",
-        [(milliseconds(v), f"p90 {milliseconds(_get(p, 'latency_ms', 'p90'))}" if v else "")
-         for v, p in zip(p50, parts, strict=True)],
-        p50,
-        limits.get("latency_ms"),
-    )  # fmt: skip
+    # Where nothing was measured the predicted latencies are the ones to compare.
+    measured = any(value is not None for value in p50) or report.get("met_by") != "prediction"
+    if measured:
+        row(
+            "Latency, p50",
+            [(milliseconds(v), f"p90 {milliseconds(_get(p, 'latency_ms', 'p90'))}" if v else "")
+             for v, p in zip(p50, parts, strict=True)],
+            p50,
+            limits.get("latency_ms"),
+        )  # fmt: skip
     predicted = [_get(part, "latency_ms", "predicted_p50") for part in parts]
-    row("Latency, predicted", [_predicted(v, m) for v, m in zip(predicted, p50, strict=True)])
+    row(
+        "Latency, predicted",
+        [_predicted(v, m) for v, m in zip(predicted, p50, strict=True)],
+        None if measured else predicted,
+        None if measured else limits.get("latency_ms"),
+    )
     for label, key, show in (
         ("File size", "size_bytes", file_size),
         ("Packed size", "packed_bytes", file_size),
@@ -222,7 +241,8 @@ def _rows(report: Mapping[str, Any], limits: Mapping[str, float]) -> list[dict[s
         values = [_get(part, key) for part in parts]
         if key != "packed_bytes" or any(value is not None for value in values):
             row(label, [(show(v), "") for v in values], values, limits.get(key))
-    row("Energy, net", [_energy(part) for part in parts])
+    energies = [_get(part, "energy_mj", "value") for part in parts]
+    row("Energy, net", [_energy(part) for part in parts], energies, limits.get("energy_mj"))
     return rows
 
 
@@ -260,7 +280,11 @@ def _energy(part: Mapping[str, Any]) -> tuple[str, str]:
     value = _get(part, "energy_mj", "value")
     if value is None:
         return ABSENT, ""
-    return f"{value:.3g} mJ", str(_get(part, "energy_mj", "provenance") or "")
+    gross, words = (
+        _get(part, "energy_mj", "gross"),
+        str(_get(part, "energy_mj", "provenance") or ""),
+    )
+    return millijoules(value), f"{words}, gross {millijoules(gross)}" if gross else words
 
 
 def _trial_counts(trials: Sequence[Mapping[str, Any]]) -> dict[str, int]:

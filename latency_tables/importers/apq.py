@@ -17,7 +17,7 @@ from latency_tables.importers.content import Content, Format, number
 from latency_tables.importers.published import origin_flags, origin_of, source_text
 from latency_tables.layer import Layer, LayerShape, Precision, Quantity
 from latency_tables.layer_table import LayerTable, RowKey
-from latency_tables.store import AnyTable
+from latency_tables.table_file import AnyTable
 
 _KEY = re.compile(r"\((\d{1,7}(?:, ?\d{1,7}){6})\)-W(\d{1,2})A(\d{1,2})", re.ASCII)
 _UNITS = {"latency": "ms", "energy": "mJ"}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latency_tables.errors import TableError
-from latency_tables.store import AnyTable
+from latency_tables.table_file import AnyTable
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LOGS = 256

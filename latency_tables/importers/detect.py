@@ -13,7 +13,8 @@ from latency_tables.importers.content import Content, Format
 from latency_tables.importers.flags import KINDS, examine
 from latency_tables.importers.kernel_flags import examine_kernels
 from latency_tables.layer_table import Flag, LayerTable
-from latency_tables.store import AnyTable, default_name, slug
+from latency_tables.store import default_name, slug
+from latency_tables.table_file import AnyTable
 
 # Logs before JSON: a log may begin with a bracket, JSON never holds a log's columns.
 FORMATS: tuple[Format, ...] = (haq.FORMAT, tflite.FORMAT, own.FORMAT, apq.FORMAT, hawq.FORMAT)

@@ -21,7 +21,7 @@ from latency_tables.importers.content import Content, Format
 from latency_tables.importers.published import origin_flags, origin_of, source_text
 from latency_tables.layer import Layer, Quantity
 from latency_tables.layer_table import LayerTable, RowKey
-from latency_tables.store import AnyTable
+from latency_tables.table_file import AnyTable
 
 _MAGIC = b"\x93NUMPY"
 _MAX_LAYERS = 4096

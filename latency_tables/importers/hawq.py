@@ -18,7 +18,7 @@ from latency_tables.importers.content import Content, Format, number
 from latency_tables.importers.published import Origin, origin_flags, origin_of, source_text
 from latency_tables.layer import Layer, Quantity
 from latency_tables.layer_table import LayerTable, RowKey
-from latency_tables.store import AnyTable
+from latency_tables.table_file import AnyTable
 
 _LATENCY = re.compile(r"latency_int(\d{1,2})", re.ASCII)
 _TRACE = "Hutchinson_trace"

@@ -22,7 +22,7 @@ from latency_tables.importers.flags import many
 from latency_tables.importers.published import origin_of, source_text
 from latency_tables.layer import Layer, Quantity
 from latency_tables.layer_table import Flag, LayerTable, RowKey
-from latency_tables.store import AnyTable
+from latency_tables.table_file import AnyTable
 
 _MARK = b"Run Order"
 _GRAPH = re.compile(r"Graph: \[(.*)\]")

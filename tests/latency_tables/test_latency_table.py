@@ -27,6 +27,7 @@ from latency_tables import (
     network_cost,
     parse_target,
 )
+from latency_tables.table_file import save_table
 
 OTHER = HostFingerprint("Z80", (), 1, "onnxruntime 1.0", "CP/M")
 ROOT = Path(__file__).parents[2]
@@ -119,6 +120,24 @@ def test_the_later_measurement_wins(table: LatencyTable) -> None:
     assert kept is not None and kept.median_us == pytest.approx(1.6)
     changed = table.with_rows([new]).lookup(conv_kernel(16, 16))
     assert changed is not None and changed.median_us == 8.0
+
+
+def test_a_kernel_timed_again_keeps_its_energy(table: LatencyTable) -> None:
+    def row(us: float, time: str, energy: float | None) -> Row:
+        return replace(
+            made_up_row(conv_kernel(8, 8), us, time),
+            energy_uj=energy,
+            energy_net_uj=energy,
+            energy_provenance=None if energy is None else "measured",
+        )
+
+    old, new = row(2.0, "2026-01-01", 5.0), row(1.0, "2026-02-01", None)
+    for order in ([old, new], [new, old]):
+        kept = table.with_rows(order).lookup(conv_kernel(8, 8))
+        assert kept is not None
+        assert (kept.median_us, kept.energy_uj, kept.energy_provenance) == (1.0, 5.0, "measured")
+    kept = table.with_rows([old, row(1.0, "2026-02-01", 4.0)]).lookup(conv_kernel(8, 8))
+    assert kept is not None and kept.energy_uj == 4.0
 
 
 def test_merge_refuses_strangers(table: LatencyTable) -> None:
@@ -267,10 +286,10 @@ def test_store(table: LatencyTable, tmp_path: Path) -> None:
 def test_store_keeps_a_corrupt_file_for_inspection(table: LatencyTable, tmp_path: Path) -> None:
     store, target = TableStore(tmp_path), parse_target("x86-ort")
     store.add(target, table.rows.values())
-    path = tmp_path / f"{store.list()[0]}.json"
+    path = tmp_path / f"{store.list()[0]}.parquet"
     path.write_text("{broken")
     for attempt in (lambda: store.load(target), lambda: store.add(target, [])):
-        with pytest.raises(TableError, match="cannot be read"):
+        with pytest.raises(TableError, match=r"cannot be read.*move it away: its kernels are then"):
             attempt()
     assert path.read_text() == "{broken"
 
@@ -278,7 +297,7 @@ def test_store_keeps_a_corrupt_file_for_inspection(table: LatencyTable, tmp_path
 def test_store_refuses_a_copied_file(table: LatencyTable, tmp_path: Path) -> None:
     store, target = TableStore(tmp_path), parse_target("x86-ort")
     store.add(target, table.rows.values())
-    replace(table, host=OTHER).save(tmp_path / f"{store.list()[0]}.json")
+    save_table(replace(table, host=OTHER), tmp_path / f"{store.list()[0]}.parquet")
     with pytest.raises(TableError, match="another machine"):
         store.load(target)
 

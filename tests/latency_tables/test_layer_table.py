@@ -241,7 +241,7 @@ def test_the_store_keeps_imported_tables_apart(table: LayerTable, tmp_path: Path
     assert store.list() == ("toy",)
     assert store.is_imported("toy") and not store.is_imported("other")
     assert store.get("toy") == table
-    assert not list((tmp_path / "tables").glob("*.json"))
+    assert not list((tmp_path / "tables").glob("*.parquet"))
     with pytest.raises(TableError, match="layers and not kernels"):
         store.get_kernels("toy")
 

@@ -121,8 +121,13 @@ def test_unknown_and_damaged_tables_are_named(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(TableError, match="no table"):
         shipped.load("../data/x")
     monkeypatch.setattr(gzip, "decompress", lambda data: data[:20])
+    shipped._read.cache_clear()
     with pytest.raises(TableError, match="damaged"):
         shipped.load(H100)
+
+
+def test_is_read_once(table: LatencyTable) -> None:
+    assert shipped.load(H100) is shipped.load(H100)
 
 
 def test_packing_is_reversible_and_stable() -> None:
