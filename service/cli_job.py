@@ -35,11 +35,12 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         help="digits, imagefolder:NAME, torchvision:NAME, python:MODULE:FACTORY",
     )  # fmt: skip
     parser.add_argument(
-        "--target", default="x86-ort", metavar="T", help="e.g. x86-ort?threads=2 (default x86-ort)"
-    )
+        "--target", default="x86-ort", metavar="T",
+        help="e.g. x86-ort?threads=2, or a table's name (trimtab tables list); default x86-ort",
+    )  # fmt: skip
     parser.add_argument(
         "--budget", action="append", default=[], metavar="KEY=VALUE",
-        help="latency=0.5, size=0.3, macs=0.5, latency_ms=1.2, ...; may be given several times",
+        help="latency=0.5, energy=0.5, size=0.3, macs=0.5, latency_ms=1.2, ...; repeatable",
     )  # fmt: skip
     parser.add_argument("--objective", choices=("accuracy", "latency"), default="accuracy")
     parser.add_argument(
@@ -103,16 +104,21 @@ def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any
     }
 
 
-def checked_spec(document: dict[str, Any]) -> Any:
+def checked_spec(document: dict[str, Any], data_dir: Path) -> Any:
     """A JobSpec whose agent and target exist.
+
+    Args:
+        data_dir: holds the tables that may be targets.
 
     Raises:
         RequestError: a field is missing or out of range, or there is no such agent.
         TargetError: unknown target.
+        BudgetError: a bound on energy where the target has none.
     """
     from pydantic import ValidationError
 
-    from latency_tables import parse_target
+    from latency_tables import Catalog
+    from service.energy_bound import require_energy
     from service.job_spec import AGENTS, JobSpec
     from service.source_name import suggest
 
@@ -125,7 +131,8 @@ def checked_spec(document: dict[str, Any]) -> Any:
             f"unknown agent {spec.agent.name!r}{suggest(spec.agent.name, AGENTS)}; "
             f"known: {', '.join(AGENTS)}"
         )
-    parse_target(spec.target)
+    catalog = Catalog.of(data_dir)
+    require_energy(catalog.target(spec.target), spec.budget, catalog)
     return spec
 
 
@@ -166,7 +173,7 @@ def _prepared(args: argparse.Namespace) -> tuple[Any, Any, Path]:
     sources = local_sources(args, data_dir)
     sources.check_model(args.model)
     sources.check_data(args.data)
-    spec = checked_spec(job_document(args, file_id(args.weights)))
+    spec = checked_spec(job_document(args, file_id(args.weights)), data_dir)
     if args.weights is not None:
         read_weights(args.weights)
     return spec, sources, data_dir

@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latency_tables.errors import MeasurementError
 from latency_tables.host import HostFingerprint
+from latency_tables.rapl import POWERCAP, RaplMeter
 
 State = Literal["ok", "missing", "warning"]
 
-_POWERCAP = Path("/sys/class/powercap")
 _STRESS_SECONDS = 1.0
 # Interquartile range over median of a fixed piece of work beyond which timing here is called noisy.
 _NOISY = 0.05
@@ -50,14 +51,18 @@ _EXTENSIONS: tuple[tuple[str, frozenset[str], str, str], ...] = (
     (
         "amx",
         frozenset({"amx_int8", "amx_bf16"}),
-        "Tile instructions for int8 and bf16",
-        "No bf16; this version measures fp32 and int8 only",
+        "Tile instructions for int8 and bf16; x86-openvino?bf16=1 uses them for float layers",
+        "No bf16: x86-openvino?bf16=1 is refused here",
     ),
 )
 # topic (also the package's name), what follows when it is installed, what follows when it is not
 _RUNTIMES: tuple[tuple[str, str, str], ...] = (
     ("onnxruntime", "Runs the target x86-ort", "The target x86-ort cannot run"),
-    ("openvino", "Not used by this version", "Not needed by this version"),
+    (
+        "openvino",
+        "Runs the target x86-openvino",
+        "The target x86-openvino cannot run; pip install 'trimtab[openvino]' adds it",
+    ),
     ("torch", "Loads and fine-tunes networks", "Nothing can be compressed"),
     (
         "ray",
@@ -146,7 +151,6 @@ def timing(seconds: float = _STRESS_SECONDS) -> Finding:
 
     Runs under the host's timing token, so that our own evaluators do not count as noise.
     """
-    from latency_tables.errors import MeasurementError
     from latency_tables.exclusive import HostToken
 
     try:
@@ -181,7 +185,7 @@ def _probe(seconds: float) -> list[float]:
 
 def gpu() -> Finding:
     """NVIDIA GPUs through NVML, where its Python package is installed."""
-    meaning = "This version measures on the processor only"
+    meaning = "Without one cuda-torch cannot measure; a table such as cuda-torch-h100-batch32 can be the target"
     if importlib.util.find_spec("pynvml") is None:
         return Finding("gpu", "missing", "nvidia-ml-py is not installed", meaning)
     try:
@@ -195,23 +199,22 @@ def gpu() -> Finding:
         return Finding("gpu", "missing", f"NVML: {error}", meaning)
     if not names:
         return Finding("gpu", "missing", "no NVIDIA GPU", meaning)
-    return Finding("gpu", "ok", ", ".join(names), meaning)
+    have = "cuda-torch measures time, and energy by NVML's counter, where PyTorch is built for CUDA"
+    return Finding("gpu", "ok", ", ".join(names), have)
 
 
-def energy(root: Path = _POWERCAP) -> Finding:
-    """RAPL energy counters under ``/sys/class/powercap``."""
-    counters = sorted(root.glob("intel-rapl:*/energy_uj")) if root.is_dir() else []
-    if not counters:
-        meaning = "Energy cannot be measured here and is reported as null"
-        return Finding("energy", "missing", f"no counters under {root}", meaning)
+def energy(root: Path = POWERCAP) -> Finding:
+    """The processor's own energy counters (RAPL), as ``x86-ort`` reads them."""
+    lack = (
+        "Energy on this processor is reported as null, and jobs that bound it are refused; tables with energies "
+        "can still be targets"
+    )
     try:
-        int(counters[0].read_text())
-    except (OSError, ValueError) as error:
-        found = f"counters cannot be read ({type(error).__name__})"
-        meaning = "Energy is reported as null; root can make energy_uj readable"
-        return Finding("energy", "missing", found, meaning)
-    meaning = "Readable, but this version has no energy meter: energy is reported as null"
-    return Finding("energy", "ok", f"{len(counters)} RAPL counters", meaning)
+        meter = RaplMeter(root)
+    except MeasurementError as error:
+        return Finding("energy", "missing", str(error), lack)
+    meaning = "x86-ort measures the energy of networks, and jobs can bound it"
+    return Finding("energy", "ok", meter.name, meaning)
 
 
 def runtimes() -> list[Finding]:

@@ -1,4 +1,4 @@
-"""From trials to a measured winner: step 8 of a job's way."""
+"""From trials to a winner that was measured (or, where the device is elsewhere, priced): step 8 of a job's way."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from compressors import Compressed
 from compressors.exporter import export_onnx, save_onnx
-from compressors.finetuning import STATE_FILE, Recipe, finetune, folded, trainable
-from evaluation.scoring import ScorerBuilder
-from evaluation.tuning import Tuner
 from search_spaces import Evaluation, Policy, Pricer
-from service.anchors import measure_quietly
+from service.file_check import FileCosts, check_for
 from service.job_setup import JobSetup
-from service.price_setup import Prices
+from service.prices import Prices
 from service.search_loop import Trial
 
 # How often the prices are corrected before the best so far is returned with its violation.
@@ -30,25 +25,32 @@ SLACK = 0.06
 GROWN = 2
 NEARBY_ERROR = 0.02
 
+# Quantities whose prices carry an uncertainty, which a file's own measurement (or kernels) removes.
+PREDICTED = ("latency_ms", "energy_mj")
+
 Stage = Callable[[str, str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A policy whose exported file was measured.
+    """A policy whose exported file was measured, or priced from its own kernels where the device is elsewhere.
 
     Attributes:
-        trial: the trial it came from, or None where it was made by correcting prices.
-        ratio: measured latency over the uncompressed network's, in one run.
-        violations: bounds that the measured file misses, as fractions of them.
+        costs: what the file takes.
+        violations: bounds that the file misses, as fractions of them.
     """
 
     policy: Policy
     compressed: Compressed
     evaluation: Evaluation
     file: Path
-    ratio: float
+    costs: FileCosts
     violations: dict[str, float]
+
+    @property
+    def ratio(self) -> float:
+        """Latency over the uncompressed network's."""
+        return self.costs.ratio
 
     @property
     def met(self) -> bool:
@@ -82,6 +84,8 @@ def best_first(
 class FinalistPicker:
     """Exports candidates, measures them beside the uncompressed network and corrects prices by what it sees.
 
+    Where the device is elsewhere files are priced from their own kernels instead.
+
     Args:
         setup: the job.
         prices: what the search went by.
@@ -111,7 +115,7 @@ class FinalistPicker:
         self.repaired = self.grown = 0
 
     def pick(self, trials: list[Trial], count: int) -> list[Finalist]:
-        """At most ``count`` finalists that keep the budget when measured.
+        """At most ``count`` finalists whose files keep the budget.
 
         Where fewer do after ``MOST_CORRECTIONS`` corrections, those that do; where none does, the one that comes
         nearest.
@@ -137,7 +141,7 @@ class FinalistPicker:
                 break
             tried.add(policy)
             self._stage(
-                "finalists", f"exporting and measuring policy {policy.digest}", len(tried), 0
+                "finalists", f"exporting and {self._verb} policy {policy.digest}", len(tried), 0
             )
             finalist = self.measure(policy, candidate[1] if candidate else None)
             (accepted if finalist.met else refused).append(finalist)
@@ -151,47 +155,41 @@ class FinalistPicker:
         return sorted(refused, key=lambda f: max(f.violations.values()))[:1]
 
     def measure(self, policy: Policy, evaluation: Evaluation | None = None) -> Finalist:
-        """Compresses, exports and times one policy."""
+        """Compresses, exports and times (or prices) one policy."""
         compressed = self._scorer.compress(policy)
         if evaluation is None:
             evaluation = self._scorer.score_compressed(compressed)
         file = self._folder / f"{policy.digest}.onnx"
         save_onnx(export_onnx(compressed.network, compressed.plan, self._setup.target.batch), file)
-        ratio, violations = self.check_file(file, policy)
-        return Finalist(policy, compressed, evaluation, file, ratio, violations)
+        costs = self._file_check(file)
+        macs = self.pricer.costs(policy)["macs"]
+        violations = costs.violations(self.pricer.limits, macs)
+        return Finalist(policy, compressed, evaluation, file, costs, violations)
 
-    def check_file(self, file: Path, policy: Policy) -> tuple[float, dict[str, float]]:
-        """Measured latency ratio and violated bounds of an exported file."""
-        measured = measure_quietly(
-            self._setup.target,
-            {"baseline": self._prices.baseline, "it": file},
-            seconds=MEASURE_SECONDS,
-        )
-        ratio = measured.ratio("it", "baseline")
-        have = {
-            "latency_ms": self._prices.uncompressed["latency_ms"] * ratio,
-            "size_bytes": float(file.stat().st_size),
-            "macs": self.pricer.costs(policy)["macs"],
-        }
-        violations = {
-            q: have[q] / v - 1 for q, v in self.pricer.limits.items() if have[q] > v * (1 + 1e-9)
-        }
-        return ratio, violations
+    def _file_check(self, file: Path) -> FileCosts:
+        target = self._setup.target
+        return check_for(target, self._prices, self.pricer.limits, MEASURE_SECONDS)(file)
+
+    @property
+    def _verb(self) -> str:
+        return "measuring" if self._setup.target.can_measure else "pricing"
 
     def _correct(self, missed: Finalist) -> None:
         """Learns prices again from what was measured; what is left of the miss is a factor on all of them."""
         costs = self.pricer.costs(missed.policy)
+        have = missed.costs.quantities
         if "latency_ms" in missed.violations:
-            measured = self._prices.uncompressed["latency_ms"] * missed.ratio
-            self.corrections.append(measured / costs["latency_ms"])
+            self.corrections.append(have["latency_ms"] / costs["latency_ms"])
+        if "latency_ms" in missed.violations and self._setup.target.can_measure:
             uses = self._setup.target.kernels(missed.file)
             self._prices = self._prices.with_finalist(uses, missed.ratio)
             models = {**self.pricer.models, "latency_ms": self._prices.pricer.models["latency_ms"]}
             self.pricer = Pricer(self.pricer.space, models, self.pricer.limits)
-            if self.pricer.within(missed.policy):
+        for quantity in PREDICTED:
+            if quantity in missed.violations and self.pricer.within(missed.policy):
                 # The upper end of the interval is held against the bound; a miss all the same asks for more.
-                again = measured / self.pricer.costs(missed.policy)["latency_ms"]
-                self.pricer = self.pricer.corrected("latency_ms", max(again, 1.01))
+                again = have[quantity] / self.pricer.costs(missed.policy)[quantity]
+                self.pricer = self.pricer.corrected(quantity, max(again, 1.01))
         if "size_bytes" in missed.violations:
             self.pricer = self.pricer.corrected(
                 "size_bytes", max(missed.file.stat().st_size / costs["size_bytes"], 1.001)
@@ -200,22 +198,21 @@ class FinalistPicker:
     def _grown(self, finalist: Finalist) -> Finalist:
         """The finalist, or a larger one that keeps the budget too and scores better.
 
-        The search keeps clear of the bound by the prices' uncertainty. Around a network that was just timed
-        prices are far surer, and what it left unused can be spent.
+        The search keeps clear of the bounds by the prices' uncertainty. Around a network that was just timed (or
+        priced from its own kernels) prices are far surer, and what it left unused can be spent.
         """
-        bound = self.pricer.limits.get("latency_ms")
-        if self._setup.spec.objective != "accuracy" or bound is None:
+        bounds = {q: v for q, v in self.pricer.limits.items() if q in PREDICTED}
+        if self._setup.spec.objective != "accuracy" or not bounds:
             return finalist
         for _ in range(GROWN):
-            measured = self._prices.uncompressed["latency_ms"] * finalist.ratio
-            if measured > (1 - SLACK) * bound:
+            held = {q: self._held(finalist, q) for q in bounds}
+            if any(held[q] > (1 - SLACK) * bound for q, bound in bounds.items()):
                 break
-            model = self.pricer.models["latency_ms"]
-            here = model.scaled(measured / self.pricer.costs(finalist.policy)["latency_ms"])
-            models = {
-                **self.pricer.models,
-                "latency_ms": replace(here, relative_error=NEARBY_ERROR),
-            }
+            models = dict(self.pricer.models)
+            predicted = self.pricer.costs(finalist.policy)
+            for quantity in bounds:
+                here = models[quantity].scaled(held[quantity] / max(predicted[quantity], 1e-12))
+                models[quantity] = replace(here, relative_error=NEARBY_ERROR)
             near = Pricer(self.pricer.space, models, self.pricer.limits)
             policy = near.fill(finalist.policy)
             if policy == finalist.policy:
@@ -228,6 +225,12 @@ class FinalistPicker:
                 break
             finalist = larger
         return finalist
+
+    @staticmethod
+    def _held(finalist: Finalist, quantity: str) -> float:
+        """What is held against the bound: the measured value, or the upper end of a predicted one."""
+        costs = finalist.costs
+        return costs.quantities[quantity] * costs.margins.get(quantity, 1.0)
 
     def _repaired(self, trials: list[Trial]) -> list[Trial]:
         """The best trials that the corrected prices exclude, brought back within the budget and scored.
@@ -260,82 +263,3 @@ class FinalistPicker:
             else self.pricer.space.uncompressed()
         )
         return self.pricer.repair(wanted)
-
-
-def finetuned(
-    setup: JobSetup,
-    finalists: list[Finalist],
-    tuner: Tuner,
-    builder: ScorerBuilder,
-    workdir: Path,
-    stage: Stage,
-) -> tuple[list[tuple[Finalist, Compressed, Evaluation]], list[str]]:
-    """Fine-tunes finalists with the original as teacher and quantizes them anew.
-
-    Returns:
-        Each trained finalist with its new network and its search score, and notes for the report.
-    """
-    spec = setup.spec
-    stage(
-        "finetune", f"training {len(finalists)} finalists for {spec.finetune.epochs} epochs", 0, 0
-    )
-    recipe = Recipe(spec.finetune.epochs, augment=_augment(setup), seed=spec.agent.seed)
-    dataset = setup.data.train if setup.data.finetune is None else setup.data.finetune
-    train = TrainFinalist(setup, finalists, dataset, recipe, builder)
-    # A later attempt may pick other finalists; each set has checkpoints of its own.
-    root = workdir / ".finetune" / "-".join(f.policy.digest for f in finalists)
-    tuned = tuner.run(train, range(len(finalists)), spec.finetune.epochs, root)
-    scorer = setup.scorer()
-    results = []
-    notes = []
-    for one in tuned:
-        finalist = finalists[one.finalist]
-        plan = finalist.compressed.plan
-        network = trainable(setup.network.prepared, finalist.compressed.network, plan)
-        network.load_state_dict(load_file(one.directory / STATE_FILE))
-        choices = setup.network.network_space.choices(finalist.policy)
-        compressed = setup.compressor.requantize(folded(network, plan), choices)
-        results.append((finalist, compressed, scorer.score_compressed(compressed)))
-        if one.epochs < spec.finetune.epochs:
-            notes.append(
-                f"finalist {finalist.policy.digest} was stopped after {one.epochs} of {spec.finetune.epochs} epochs"
-            )
-    return results, notes
-
-
-def _augment(setup: JobSetup) -> str:
-    # A data source with an augmented split of its own needs no second augmentation.
-    return "none" if setup.data.finetune is not None else setup.spec.finetune.augment
-
-
-@dataclass
-class TrainFinalist:
-    """``evaluation.tuning.TrainOne`` over a list of finalists; travels to a worker."""
-
-    setup: JobSetup
-    finalists: list[Finalist]
-    dataset: object
-    recipe: Recipe
-    builder: ScorerBuilder
-
-    def __call__(self, index: int, directory: Path, report: Callable[[int, float], None]) -> None:
-        finalist = self.finalists[index]
-        plan = finalist.compressed.plan
-        network = trainable(self.setup.network.prepared, finalist.compressed.network, plan)
-        scorer = self.builder()
-
-        def after(epoch: int, trained: object) -> None:
-            from torch import nn
-
-            assert isinstance(trained, nn.Module)
-            report(epoch, scorer.score_network(trained).score)
-
-        finetune(
-            network,
-            self.setup.network.folded,
-            self.dataset,
-            self.setup.splits.training,
-            self.recipe,
-            directory,
-            after,
-        )

@@ -15,8 +15,9 @@ from compressors.structure import analyse, example_input
 from evaluation.errors import DataError
 from evaluation.scoring import PolicyScorer, ScorerBuilder, save_images
 from evaluation.splits import Examples, Splits, carve, gather
-from latency_tables import Target, parse_target
+from latency_tables import Catalog, Target
 from search_spaces.network_space import NetworkSpace, build_space
+from service.energy_bound import require_energy
 from service.errors import SourceError
 from service.job_spec import JobSpec
 from service.sources import DataBundle, Sources
@@ -117,17 +118,21 @@ def load_job(
     sources: Sources,
     weights: Path | None,
     stage: Callable[[str, str], None] = lambda _name, _message: None,
+    data_dir: Path | None = None,
 ) -> JobSetup:
     """Loads all that the job names.
 
     Args:
         weights: safetensors file, or None.
         stage: told what is being done.
+        data_dir: holds the tables that may be targets; None where there are only those that come with Trimtab.
 
     Raises:
         TrimtabError: whatever is wrong with the job's names, files and data.
     """
-    target = parse_target(spec.target)
+    catalog = Catalog.of(data_dir)
+    target = catalog.target(spec.target)
+    require_energy(target, spec.budget, catalog)
     stage("load", "data")
     data = sources.data(spec.data.source)
     pool = data.train if data.validation is None else data.validation

@@ -12,22 +12,27 @@ import numpy as np
 
 from agents.objective import Objective
 from agents.registry import make_agent
-from agents.uniform import best_uniform, uniform_policy
 from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
 from compressors.loading import PLAN_FILE
 from evaluation.scoring import outputs_of
 from latency_tables.errors import TrimtabError
+from latency_tables.table_target import runner
 from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
-from search_spaces.decision import DecisionKind
 from service.context import JobContext, TrialRecord
-from service.finalists import Finalist, FinalistPicker, finetuned
+from service.file_results import measure_files
+from service.finalist_training import finetuned
+from service.finalists import Finalist, FinalistPicker
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
-from service.price_setup import Prices, learn_prices
+from service.price_setup import learn_prices
+from service.prices import Prices
+from service.provenance import prediction_notes
+from service.references import references_of
 from service.report_page import render
-from service.reporting import build_report, measure_files, write_json, write_trials
+from service.reporting import build_report, write_json, write_trials
 from service.search_loop import SearchLoop, Trial
+from service.staircases import staircases
 
 # Fake quantization must agree with the exported file on this share of the search images.
 AGREEMENT = 0.995
@@ -71,7 +76,11 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     begun = time.monotonic()
     deadline = None if spec.max_seconds is None else begun + spec.max_seconds
     setup = load_job(
-        spec, context.sources, context.weights_path, lambda name, text: context.stage(name, text)
+        spec,
+        context.sources,
+        context.weights_path,
+        lambda name, text: context.stage(name, text),
+        context.data_dir,
     )
     space = setup.network.network_space.space
     pinned = context.pin("space", {"digest": space.digest})
@@ -110,20 +119,20 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
     if picker.repaired:
         notes.append(
-            f"prices were corrected {len(picker.corrections)} times by what finalists measured; "
+            f"prices were corrected {len(picker.corrections)} times by what finalists took; "
             f"{picker.repaired} further policies were made from the best trials and scored"
         )
     if picker.grown:
         notes.append(
-            f"the winner was grown {picker.grown} times into what it left unused of the latency bound, "
-            "and scored and timed anew each time"
+            f"the winner was grown {picker.grown} times into what it left unused of the bounds, and scored and "
+            f"{'timed' if setup.target.can_measure else 'priced'} anew each time"
         )
     report = _report(
         setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
         {
             "search_score": {"winner": evaluation.score, "interval": list(evaluation.interval)},
             "corrections": picker.corrections,
-            "notes": [*prices.notes, *notes],
+            "notes": [*prediction_notes(setup.target, prices), *prices.notes, *notes],
         },
         begun,
     )  # fmt: skip
@@ -182,9 +191,10 @@ def _finish(
 ) -> tuple[Policy, Compressed, Evaluation, list[str]]:
     """The winner: by search score after fine-tuning, never by the test split."""
     notes = []
+    verb = "measured" if setup.target.can_measure else "priced from its own kernels"
     if not finalists[0].met:
         notes.append(
-            "no policy met the budget when measured; the nearest is returned with its violation"
+            f"no policy met the budget when its file was {verb}; the nearest is returned with its violation"
         )
     if not spec.finetune.epochs:
         best = finalists[0]
@@ -237,14 +247,16 @@ def _report(
     whole = prices.uncompressed["latency_ms"]
     # As the search saw it, before any correction.
     predicted = {"compressed": prices.pricer.costs(policy)["latency_ms"] / whole}
-    references, why = _references(setup, pricer)
+    references, why = references_of(setup, pricer)
     for name, reference in references.items():
         made = setup.compressor.compress(setup.network.network_space.choices(reference))
         files[name] = hidden / f"{name}.onnx"
         save_onnx(export_onnx(made.network, made.plan, batch), files[name])
         costs = prices.pricer.costs(reference)
         macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"] / whole
-    measured, timed = measure_files(setup, files, macs, predicted, context.stage, context.check)
+    measured, compared = measure_files(
+        setup, prices, files, macs, predicted, context.stage, context.check
+    )
     extra["agreement"] = agreement(setup, compressed, artifact)
     if extra["agreement"] < AGREEMENT:
         extra["notes"].append(
@@ -252,34 +264,19 @@ def _report(
             f"less than {AGREEMENT}"
         )
     extra["notes"] += why
+    extra["staircases"] = staircases(setup.network.network_space, pricer, policy)
     extra["wall_seconds"] = time.monotonic() - begun
-    return build_report(setup, prices, limits, trials, policy, compressed, measured, timed, extra)
+    return build_report(
+        setup, prices, limits, trials, policy, compressed, measured, compared, extra
+    )
 
 
 def agreement(setup: JobSetup, compressed: Compressed, artifact: Path) -> float:
     """Share of the search images to which the exported file and the scored network give the same top-1."""
     inputs = setup.search.inputs
     scored = outputs_of(compressed.runnable(), inputs).argmax(1).numpy()
-    ran = setup.target.run(artifact, np.ascontiguousarray(inputs.numpy())).argmax(1)
+    ran = runner(setup.target).run(artifact, np.ascontiguousarray(inputs.numpy())).argmax(1)
     return float((scored == ran).mean())
-
-
-def _references(setup: JobSetup, pricer: Pricer) -> tuple[dict[str, Policy], list[str]]:
-    """Policies any engineer would try first: all int8, and one keep ratio + int8 at the same budget."""
-    space = setup.network.network_space.space
-    if not space.of_kind(DecisionKind.PRECISION):
-        return {}, ["scope prune has no precision decisions, so the int8 references were not made"]
-    found = {"uniform_int8": uniform_policy(space, 1.0, 8)}
-    if not space.of_kind(DecisionKind.CHANNELS):
-        return found, ["scope quantize prunes nothing, so uniform prune + int8 was not made"]
-    uniform = best_uniform(space, pricer, 8)
-    found["uniform_prune_int8"] = uniform.policy
-    notes = []
-    if uniform.enforced:
-        notes.append(
-            "no single keep ratio with int8 meets the budget; that reference was lowered further"
-        )
-    return found, notes
 
 
 def _leave(

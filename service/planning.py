@@ -6,17 +6,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from latency_tables import KernelUse, LatencyTable, TableStore, merge_uses
-from search_spaces import Policy, Pricer
+from latency_tables import Kernel, KernelUse, LatencyTable, TableStore, merge_uses
+from latency_tables.energy import Metered
+from latency_tables.table_target import why_no_energy
+from search_spaces import CostModel, Policy, Pricer
 from search_spaces.decision import DecisionKind
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
 from search_spaces.network_space import macs_model, size_model
+from service.anchors import Sums
+from service.energy_bound import QUANTITY
+from service.energy_costs import KernelEnergies
+from service.energy_setup import learn_energy
 from service.graphs import Graphs
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
-from service.kernel_rows import Rows
+from service.kernel_rows import Rows, known_rows, require_costs, require_known
 from service.price_setup import MEASURE_SECONDS, SAMPLES
+from service.provenance import latency_provenance
 from service.sources import Sources
+from service.table_times import TableTimes
 
 # Seconds to time one kernel, for the estimate alone.
 _KERNEL_SECONDS = 0.15
@@ -33,12 +41,13 @@ def plan(
 ) -> dict[str, Any]:
     """What a job would decide and spend.
 
-    Nothing is measured: the smallest reachable latency is given where this host's table already has the kernels.
+    Nothing is measured: the smallest reachable latency is given where a table (this host's, or the one that is the
+    target) already has the kernels, and the smallest energy where it has theirs.
 
     Raises:
         TrimtabError: what the job itself would fail with at its start.
     """
-    setup = load_job(spec, sources, weights_path)
+    setup = load_job(spec, sources, weights_path, data_dir=data_dir)
     network_space = setup.network.network_space
     space = network_space.space
     begun = time.perf_counter()
@@ -48,14 +57,22 @@ def plan(
         (policy, *graphs.of(network_space.choices(policy))) for policy in policies
     ]
     per_graph = (time.perf_counter() - begun) / len(looked)
-    table = TableStore(data_dir / "tables").load(setup.target)
+    store, target = TableStore(data_dir / "tables"), setup.target
+    require_costs(store, target, looked[0][1])
     uses = merge_uses(use for _, found, _ in looked for use in found)
+    table = known_rows(store, target, [use.kernel for use in uses])
     missing = len(table.missing(use.kernel for use in uses))
-    if missing <= MOST_MISSING * len(uses):
+    enough = missing <= MOST_MISSING * len(uses) or not target.can_measure
+    if enough:
         more = sample_policies(network_space, SAMPLES, seed=0)[_LOOKED_AT:]
         looked += [(policy, *graphs.of(network_space.choices(policy))) for policy in more]
+        table = known_rows(store, target, _kernels(looked))
     kinds = {kind.value: len(space.of_kind(kind)) for kind in DecisionKind}
-    smallest, notes = _smallest(setup, looked, table, missing, len(uses))
+    smallest, notes = (
+        _priced(setup, looked, table)
+        if enough
+        else _unpriced(setup, looked, f"{missing} of {len(uses)} kernels")
+    )
     return {
         "network": spec.model.source,
         "target": setup.target.spec,
@@ -76,7 +93,9 @@ def plan(
         },
         "estimated_seconds": {
             "graphs": per_graph * SAMPLES,
-            "kernels": min(MEASURE_SECONDS, 3 * missing * _KERNEL_SECONDS),
+            "kernels": min(MEASURE_SECONDS, 3 * missing * _KERNEL_SECONDS)
+            if target.can_measure
+            else 0.0,
             "evaluations": _evaluation_seconds(setup) * spec.agent.evaluations,
         },
         "calibration_images": len(setup.calibration),
@@ -94,36 +113,94 @@ def _evaluation_seconds(setup: JobSetup) -> float:
     return time.perf_counter() - begun
 
 
-def _smallest(
-    setup: JobSetup, looked: list[Looked], table: LatencyTable, missing: int, kernels: int
+def _kernels(looked: list[Looked]) -> list[Kernel]:
+    return [use.kernel for use in merge_uses(use for _, found, _ in looked for use in found)]
+
+
+def _unpriced(
+    setup: JobSetup, looked: list[Looked], missing: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Smallest MACs and size, exact to a percent; latency and energy need kernel times."""
+    found = _reached(Pricer(setup.network.network_space.space, _exact(setup, looked)))
+    note = (
+        f"{missing} are not in this host's table yet, so the smallest latency is unknown; the first job (or "
+        "trimtab measure) times them"
+    )
+    return {"latency_ms": None, "energy_mj": None, **found}, [note]
+
+
+def _priced(
+    setup: JobSetup, looked: list[Looked], table: LatencyTable
 ) -> tuple[dict[str, Any], list[str]]:
     """Smallest reachable value of each quantity, and what must be said about them.
 
-    MACs and size are exact to a percent. Latency needs kernel times: it is given as a fraction where the table
-    already has nearly all of them (a plan measures nothing), else null.
+    Where the device is here kernel sums are not anchored on a whole network: only their ratio means something. A
+    table whose device is elsewhere says all that there is to know, so its values are given too.
+
+    Raises:
+        TableError: too much of the network is unknown to a table whose device is elsewhere.
     """
+    target, network_space = setup.target, setup.network.network_space
+    networks = [uses for _, uses, _ in looked]
+    rows = Rows(table, {})
+    if not target.can_measure:
+        require_known(target, networks, rows)
+    times = TableTimes.of(target, networks, rows)
+    priced = [PricedGraph(policy, uses) for policy, uses, _ in looked]
+    at = Sums.of(networks[0], rows)
+    cost, _ = times.linear(at, rows)
+    error = 0.0 if target.can_measure else times.error
+    models = _exact(setup, looked)
+    fitted = fit_latency(
+        network_space, priced, lambda kernel: 1e3 * cost(kernel), table_error=error
+    )
+    models["latency_ms"] = fitted.model
+    notes = []
+    energy = KernelEnergies.of_target(target, networks, rows)
+    whole_mj = 0.0 if energy is None else energy.of(networks[0]).net_mj
+    if energy is not None and whole_mj > 0:
+        models[QUANTITY] = learn_energy(
+            network_space, priced, energy, setup.spec.budget, whole_mj
+        ).model
+    else:
+        notes.append(f"the smallest energy is unknown: {_no_energy(setup)}")
+    found = _reached(Pricer(network_space.space, models))
+    if target.can_measure:
+        for quantity in {"latency_ms", QUANTITY} & set(found):
+            found[quantity]["value"] = None
+    else:
+        notes.append(latency_provenance(target, table))
+        modelled = sum(rows.is_modelled(kernel) for kernel in _kernels(looked))
+        if modelled:
+            notes.append(
+                f"{modelled} kernels are not in the table and are modelled from their neighbours; prices are taken "
+                f"to be {100 * times.error:.1f} % off (one standard deviation)"
+            )
+    return {"latency_ms": None, QUANTITY: None, **found}, notes
+
+
+def _no_energy(setup: JobSetup) -> str:
+    reason = why_no_energy(setup.target)
+    if reason is not None:
+        return reason
+    if isinstance(setup.target, Metered):
+        return "a job that bounds it meters whole networks first"
+    return "the table does not have it for enough of the kernels"
+
+
+def _exact(setup: JobSetup, looked: list[Looked]) -> dict[str, CostModel]:
+    """Quantities that need no kernel times."""
     network_space = setup.network.network_space
-    space = network_space.space
-    models = {
+    return {
         "macs": macs_model(network_space),
         "size_bytes": size_model(network_space, [(policy, n) for policy, _, n in looked]),
     }
-    notes = []
-    if missing <= MOST_MISSING * kernels:
-        rows = Rows(table, {})
-        priced = [PricedGraph(policy, uses) for policy, uses, _ in looked]
-        models["latency_ms"] = fit_latency(network_space, priced, rows.us).model
-    else:
-        notes.append(
-            f"{missing} of {kernels} kernels are not in this host's table yet, so the smallest latency is "
-            "unknown; the first job (or trimtab measure) times them"
-        )
-    pricer = Pricer(space, models)
-    whole = pricer.costs(space.uncompressed())
-    found: dict[str, Any] = {"latency_ms": None}
-    for quantity in models:
+
+
+def _reached(pricer: Pricer) -> dict[str, dict[str, float | None]]:
+    whole = pricer.costs(pricer.space.uncompressed())
+    found: dict[str, dict[str, float | None]] = {}
+    for quantity in pricer.models:
         least = pricer.smallest(quantity)
-        # Kernel sums are not anchored on a whole network here: only their ratio means something.
-        value = None if quantity == "latency_ms" else least
-        found[quantity] = {"value": value, "fraction": least / whole[quantity]}
-    return found, notes
+        found[quantity] = {"value": least, "fraction": least / whole[quantity]}
+    return found

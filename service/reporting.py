@@ -5,28 +5,22 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from numpy.typing import NDArray
 
 from compressors import Compressed
 from compressors.structure import inside
-from evaluation.intervals import mean_ci95, share_ci95
-from evaluation.splits import gather
-from latency_tables import Measurements
 from search_spaces import Policy
+from search_spaces.pricing import UPPER_90
+from service.file_results import Comparison, Measured, drop_json
 from service.job_setup import JobSetup
-from service.price_setup import Prices
+from service.prices import Prices
+from service.provenance import latency_provenance
 from service.search_loop import Trial
 
-_CHUNK = 500
 _PACKAGES = (
     "trimtab",
     "torch",
@@ -38,94 +32,6 @@ _PACKAGES = (
     "ray",
     "numpy",
 )
-REPORT_SECONDS = 4.0
-
-Stage = Callable[[str, str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One exported file on the test split and the target.
-
-    Attributes:
-        right: bool [n] or the metric's score float [n], one a test example.
-        exact: whether ``right`` counts hits, so that a share's interval applies.
-    """
-
-    right: NDArray[np.float64]
-    exact: bool
-    latency: dict[str, float | None]
-    size_bytes: int
-    macs: int
-
-    def to_json(self) -> dict[str, Any]:
-        n = len(self.right)
-        interval = share_ci95(int(self.right.sum()), n) if self.exact else mean_ci95(self.right)[1:]
-        return {
-            "accuracy": float(self.right.mean()),
-            "accuracy_ci95": list(interval),
-            "latency_ms": self.latency,
-            "energy_mj": {
-                "value": None,
-                "provenance": "not measured: no energy counter on this target",
-            },
-            "size_bytes": self.size_bytes,
-            "packed_bytes": None,
-            "macs": self.macs,
-        }
-
-
-def measure_files(
-    setup: JobSetup,
-    files: dict[str, Path],
-    macs: dict[str, int],
-    predicted: dict[str, float],
-    stage: Stage,
-    check: Callable[[], None],
-) -> tuple[dict[str, Measured], Measurements]:
-    """Accuracy on the whole test split and latency of exported files, timed interleaved in one run.
-
-    Args:
-        files: exported files by name; ``baseline`` is the uncompressed network.
-        predicted: latency the table predicted, as a share of the baseline's. Machines drift between
-            the search and now, so it is reported as that share of the baseline's time in this run.
-    """
-    stage("report", "timing the files side by side", 0, 0)
-    timed = setup.target.measure(files, seconds=REPORT_SECONDS)
-    test, total = setup.data.test, len(setup.data.test)  # type: ignore[arg-type]
-    scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in files}
-    for start in range(0, total, _CHUNK):
-        check()
-        stage("report", "running the files on the test split", start, total)
-        examples = gather(test, range(start, min(total, start + _CHUNK)), "the test split")
-        inputs = np.ascontiguousarray(examples.inputs.numpy())
-        for name, file in files.items():
-            outputs = torch.from_numpy(np.array(setup.target.run(file, inputs)))
-            if setup.data.evaluate is None:
-                score = (outputs.argmax(1) == examples.targets).double().numpy()
-            else:
-                score = np.asarray(
-                    torch.as_tensor(setup.data.evaluate(outputs, examples.targets)).double()
-                )
-            scores[name].append(score)
-    found = {}
-    for name, file in files.items():
-        latency = timed[name]
-        foreseen = predicted[name] * timed["baseline"].p50_ms if name in predicted else None
-        found[name] = Measured(
-            np.concatenate(scores[name]),
-            setup.data.evaluate is None,
-            {"p50": latency.p50_ms, "p90": latency.p90_ms, "predicted_p50": foreseen},
-            file.stat().st_size,
-            macs[name],
-        )
-    return found, timed
-
-
-def drop_json(before: Measured, after: Measured) -> dict[str, Any]:
-    """Baseline minus compressed, on pairs: the same test examples through both files."""
-    mean, low, high = mean_ci95(before.right - after.right)
-    return {"estimate": mean, "ci95": [low, high], "images": len(before.right)}
 
 
 def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list[dict[str, Any]]:
@@ -167,26 +73,14 @@ def build_report(
     policy: Policy,
     compressed: Compressed,
     measured: dict[str, Measured],
-    timed: Measurements,
+    compared: Comparison,
     extra: dict[str, Any],
 ) -> dict[str, Any]:
     """The contract's ``report.json``."""
     spec, target = setup.spec, setup.target
     baseline, chosen = measured["baseline"], measured["compressed"]
-    ratio = timed.ratio("compressed", "baseline")
-    # A fraction is held against the baseline of the same run, milliseconds against milliseconds.
-    fraction = spec.budget.get("latency")
-    own = chosen.latency["p50"] or 0.0
-    exact = "latency_ms" in spec.budget and own > spec.budget["latency_ms"]
-    have = {
-        "latency_ms": own
-        if exact or fraction is None
-        else prices.uncompressed["latency_ms"] * ratio,
-        "size_bytes": chosen.size_bytes,
-        "macs": chosen.macs,
-    }
+    have = held(spec.budget, prices, chosen, compared)
     misses = {q: have[q] / limit - 1 for q, limit in limits.items() if have[q] > limit * (1 + 1e-9)}
-    faster = timed.ratio_ci95("compressed", "baseline")[1] < 1
     drop = drop_json(baseline, chosen)
     met = not misses and (spec.max_drop is None or drop["estimate"] <= spec.max_drop)
     host = target.host()
@@ -201,6 +95,8 @@ def build_report(
         },
         "target": {
             "name": target.name,
+            "measured": compared.measured,
+            "provenance": latency_provenance(target, prices.table),
             "spec": target.spec,
             "device_class": target.device_class,
             "table_digest": prices.table.digest,
@@ -212,6 +108,13 @@ def build_report(
                 "mape": prices.fit.heldout_mape,
                 "worst": prices.fit.heldout_worst,
                 "policies": prices.fit.heldout,
+            },
+            "energy": None
+            if prices.energy is None or prices.energy_fit is None
+            else prices.energy.to_json()
+            | {
+                "heldout_mape": prices.energy_fit.heldout_mape,
+                "heldout_worst": prices.energy_fit.heldout_worst,
             },
         },
         "budget": spec.budget,
@@ -228,9 +131,10 @@ def build_report(
         "baseline": baseline.to_json(),
         "compressed": chosen.to_json(),
         "latency_ratio": {
-            "estimate": ratio,
-            "ci95": list(timed.ratio_ci95("compressed", "baseline")),
+            "estimate": compared.ratios["compressed"],
+            "ci95": list(compared.intervals["compressed"]) if compared.measured else None,
         },
+        "energy_ratio": compared.energy_ratios.get("compressed"),
         "accuracy_drop": drop,
         "references": {
             name: None
@@ -238,13 +142,15 @@ def build_report(
             else measured[name].to_json()
             | {
                 "accuracy_drop": drop_json(baseline, measured[name]),
-                "latency_ratio": timed.ratio(name, "baseline"),
+                "latency_ratio": compared.ratios[name],
+                "energy_ratio": compared.energy_ratios.get(name),
             }
             for name in ("uniform_int8", "uniform_prune_int8")
         },
         "met_budget": met,
+        "met_by": "measurement" if compared.measured else "prediction",
         "violations": misses,
-        "not_faster": not faster,
+        "not_faster": not compared.faster("compressed"),
         "left_out": [
             {"group": group, "reason": reason}
             for group, reason in sorted(setup.network.network_space.left_out.items())
@@ -252,6 +158,40 @@ def build_report(
         "layers": layers_json(setup, policy, compressed),
         "versions": _versions(),
     } | extra
+
+
+def held(
+    budget: dict[str, float], prices: Prices, chosen: Measured, compared: Comparison
+) -> dict[str, float]:
+    """What is held against the bounds, by quantity.
+
+    A fraction is held against the baseline of the same run, an absolute bound against the absolute value. What is
+    predicted counts with the upper end of its 90 % interval.
+    """
+    have: dict[str, float] = {"size_bytes": chosen.size_bytes, "macs": chosen.macs}
+    energy_error = 0.0 if prices.energy is None else prices.energy.error
+    for quantity, fraction, own, ratio, margin in (
+        (
+            "latency_ms",
+            "latency",
+            chosen.latency["p50"] if compared.measured else chosen.latency["predicted_p50"],
+            compared.ratios["compressed"],
+            1.0 if compared.measured else 1 + UPPER_90 * prices.anchors.error,
+        ),
+        (
+            "energy_mj",
+            "energy",
+            chosen.energy["value"],
+            compared.energy_ratios.get("compressed"),
+            1.0 if compared.measured_energy else 1 + UPPER_90 * energy_error,
+        ),
+    ):
+        if own is None or ratio is None:
+            continue
+        exact = quantity in budget and own * margin > budget[quantity]
+        share = prices.uncompressed.get(quantity, own / max(ratio, 1e-12)) * ratio
+        have[quantity] = margin * (own if exact or fraction not in budget else share)
+    return have
 
 
 def _versions() -> dict[str, str | None]:
@@ -276,7 +216,14 @@ def write_trials(path: Path, ids: tuple[str, ...], records: list[dict[str, Any]]
         "top1": [None if r["evaluation"] is None else r["evaluation"]["top1"] for r in records],
         "failure": [None if r["failure"] is None else r["failure"]["reason"] for r in records],
     }
-    for quantity in ("latency_ms", "latency_ms_upper", "size_bytes", "macs"):
+    for quantity in (
+        "latency_ms",
+        "latency_ms_upper",
+        "energy_mj",
+        "energy_mj_upper",
+        "size_bytes",
+        "macs",
+    ):
         columns[f"predicted_{quantity}"] = [
             None if r["evaluation"] is None else r["evaluation"]["costs"].get(quantity)
             for r in records

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Body
 from starlette.concurrency import run_in_threadpool
@@ -13,6 +13,9 @@ from service.job_spec import AGENTS, JobSpec
 from service.planner import run_plan
 from service.services import Given
 from service.sources import DATA_FORMS, MODEL_FORMS
+
+if TYPE_CHECKING:
+    from latency_tables.catalog import Catalog
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
@@ -65,37 +68,60 @@ def list_data(services: Given) -> dict[str, Any]:
 
 
 @router.get("/targets")
-def list_targets() -> dict[str, Any]:
-    """Targets a job may name, with their options at their defaults."""
-    from latency_tables.target import known_targets, parse_target
+def list_targets(services: Given) -> dict[str, Any]:
+    """Targets a job may name, with their options at their defaults, and the tables that are targets by their name."""
+    from latency_tables.catalog import Catalog
 
-    items = []
-    for name in known_targets():
-        target = parse_target(name)
-        items.append(
-            {
-                "name": name,
-                "options": dict(target.options),
-                "device_class": target.device_class,
-                "precisions": list(target.precisions),
-                "can_measure": target.can_measure,
-            }
-        )
-    return {"items": items}
+    catalog = Catalog.of(services.settings.data_dir)
+    return {"items": [_target(catalog, name) for name in catalog.targets()]}
+
+
+def _target(catalog: Catalog, name: str) -> dict[str, Any]:
+    from latency_tables.errors import TargetError
+    from latency_tables.table_target import TableTarget, why_no_energy
+
+    try:
+        target = catalog.target(name)
+    except TargetError as error:
+        # Its runtime is not installed here.
+        return {
+            "name": name,
+            "options": {},
+            "device_class": None,
+            "precisions": [],
+            "can_measure": False,
+            "table_of": None,
+            "no_energy": None,
+            "unusable": str(error),
+        }
+    table = target.table if isinstance(target, TableTarget) else None
+    return {
+        "name": name,
+        "options": dict(target.options),
+        "device_class": target.device_class,
+        "precisions": list(target.precisions),
+        "can_measure": target.can_measure,
+        "table_of": None if table is None else table.target,
+        "no_energy": why_no_energy(target),
+        "unusable": None,
+    }
 
 
 @router.get("/tables")
 def list_tables(services: Given) -> dict[str, Any]:
-    """Latency tables measured so far."""
-    from latency_tables.store import TableStore
+    """Latency tables: measured here, imported, and those that come with Trimtab."""
+    from latency_tables.catalog import Catalog
+    from latency_tables.layer_table import LayerTable
 
-    store = TableStore(services.settings.data_dir / "tables")
+    catalog = Catalog.of(services.settings.data_dir)
     items = []
-    for name in store.list():
-        table = store.get(name)
+    for name in catalog.tables:
+        table = catalog.table(name)
         items.append(
             {
                 "name": name,
+                "kind": "layers" if isinstance(table, LayerTable) else "kernels",
+                "shipped": catalog.is_shipped(name),
                 "target": table.target,
                 "device_class": table.device_class,
                 "created": table.created,

@@ -45,16 +45,22 @@ class Services:
         """Checks every name a job uses, without loading anything.
 
         Raises:
-            TrimtabError: an unknown or disallowed source, or an unknown agent, target or upload.
+            TrimtabError: an unknown or disallowed source, or an unknown agent, target or upload; a bound
+                on energy where the target never has any.
         """
-        from latency_tables.target import parse_target
+        from latency_tables.catalog import Catalog
+        from service.energy_bound import require_energy
 
+        catalog = Catalog.of(self.settings.data_dir)
         with named("model.source"):
             self.sources.check_model(spec.model.source)
         with named("data.source"):
             self.sources.check_data(spec.data.source)
         with named("target"):
-            parse_target(spec.target)
+            target = catalog.target(spec.target)
+        with named("budget"):
+            # Drivers of another cluster may run where there is a counter: they say so themselves.
+            require_energy(target, spec.budget, catalog, self.settings.ray_address == "embedded")
         with named("agent.name"):
             if spec.agent.name not in AGENTS:
                 raise NotFoundError(

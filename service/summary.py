@@ -39,7 +39,8 @@ def outcome(report: Mapping[str, Any]) -> str:
     """In one or two sentences: budget met or missed, faster or not, how much accuracy it cost."""
     met = report.get("met_budget")
     budget = ", ".join(f"{k} {v:g}" for k, v in (report.get("budget") or {}).items()) or "none"
-    parts = [f"budget ({budget}) {'met' if met else 'missed'}"]
+    by = " by prediction, not measured" if report.get("met_by") == "prediction" else ""
+    parts = [f"budget ({budget}) {'met' if met else 'missed'}{by}"]
     if report.get("not_faster"):
         parts.append("smaller but not faster")
     ratio = _speed(report)
@@ -76,6 +77,11 @@ def plan_text(plan: Mapping[str, Any]) -> str:
 def milliseconds(value: float | None) -> str:
     """Three significant digits, in ms."""
     return ABSENT if value is None else f"{_short(value)} ms"
+
+
+def millijoules(value: float | None) -> str:
+    """In mJ, three digits."""
+    return ABSENT if value is None else f"{_short(value)} mJ"
 
 
 def file_size(value: float | None) -> str:
@@ -139,12 +145,15 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "latency p50": lambda part: _latency(part, "p50"),
     "  p90": lambda part: _latency(part, "p90"),
     "  predicted p50": lambda part: _latency(part, "predicted_p50"),
+    "energy, net": lambda part: millijoules((part.get("energy_mj") or {}).get("value")),
     "size": lambda part: file_size(part.get("size_bytes")),
     "MACs": lambda part: count(part.get("macs")),
 }
 
 
 def _plain(value: Any) -> str:
+    if value is None:
+        return "unknown"
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):

@@ -21,5 +21,5 @@ def _short_timing() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.price_setup.ANCHOR_SECONDS", 0.15)
         patch.setattr("service.finalists.MEASURE_SECONDS", 0.5)
-        patch.setattr("service.reporting.REPORT_SECONDS", 1.0)
+        patch.setattr("service.file_results.REPORT_SECONDS", 1.0)
         yield

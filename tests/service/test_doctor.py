@@ -30,11 +30,15 @@ def test_instruction_sets() -> None:
 
 
 def test_energy_counters(tmp_path: Path) -> None:
-    assert doctor.energy(tmp_path / "absent").state == "missing"
+    absent = doctor.energy(tmp_path / "absent")
+    assert absent.state == "missing" and "no energy counter" in absent.found
     counter = tmp_path / "intel-rapl:0"
     counter.mkdir()
+    (counter / "name").write_text("package-0\n")
+    (counter / "max_energy_range_uj").write_text("262143328850\n")
     (counter / "energy_uj").write_text("12345\n")
-    assert doctor.energy(tmp_path).state == "ok"
+    there = doctor.energy(tmp_path)
+    assert there.state == "ok" and there.found == "RAPL package-0"
     (counter / "energy_uj").write_text("?")
     assert "cannot be read" in doctor.energy(tmp_path).found
 

@@ -101,6 +101,18 @@ def test_the_report_speaks_of_the_artifact(finished: tuple[Path, dict[str, Any]]
         assert report["latency_ratio"]["estimate"] <= 0.6 and not report["violations"]
 
 
+def test_the_report_says_why_each_width(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    policy = json.loads((out / "policy.json").read_text())["values"]
+    assert report["staircases"]
+    for entry in report["staircases"]:
+        assert entry["chosen"] == policy[f"{entry['decision']}:channels"]
+        assert entry["chosen"] in entry["channels"]
+        for curve in (entry["latency_ms"], *entry["curves"].values()):
+            assert len(curve) == len(entry["channels"]) and all(ms > 0 for ms in curve)
+    assert "Why these widths" in (out / "report.html").read_text()
+
+
 def test_the_compressed_network_loads_in_torch(finished: tuple[Path, dict[str, Any]]) -> None:
     out, report = finished
     network = trimtab.load(digits_cnn, out)

@@ -83,6 +83,10 @@ REPORT: dict[str, Any] = {
          "dropped": True, "macs": 1000, "macs_kept": 0},
     ],
     "budget_limits": {"latency_ms": 0.5},
+    "staircases": [
+        {"decision": "conv1", "layers": ["conv1", "block.conv"], "channels": [8, 16], "chosen": 8,
+         "latency_ms": [0.45, 0.6], "bits": 32, "curves": {"8": [0.3, 0.4], "32": [0.45, 0.6]}},
+    ],
     "left_out": [{"group": "block.shortcut", "reason": "slice and pad"}],
     "winner": "abc",
     "winner_trial": 1,
@@ -127,6 +131,8 @@ def test_the_page_says_what_was_measured() -> None:
         "Uniform int8",
         "measured +2.0 %",
         "block.shortcut",
+        "Why these widths",
+        "conv1 8 of 16",
         "prices were corrected once",
         "trial 1",
         "6 evaluations, 1 of them repeats",
@@ -170,6 +176,7 @@ def test_an_almost_empty_report_still_gives_a_page() -> None:
     text = words({"met_budget": False}, [])
     assert "Budget missed" in text
     assert "No trial could be scored" in text
+    assert "Why these widths" not in text
 
 
 def test_nothing_of_the_users_becomes_markup() -> None:
@@ -182,6 +189,7 @@ def test_nothing_of_the_users_becomes_markup() -> None:
                 left_out=[{"group": evil, "reason": evil}],
                 model={"source": evil},
                 layers=[{**REPORT["layers"][0], "path": evil, "kind": evil}],
+                staircases=[{**REPORT["staircases"][0], "decision": evil, "layers": [evil]}],
             ),
             [trial(1, 0.4, 0.0, policy={evil: 8})],
         )

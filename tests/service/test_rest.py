@@ -249,7 +249,7 @@ def test_the_catalogue(server: Running) -> None:
     assert "digits" in [item["kind"] for item in client.data()["items"]]
     (target,) = [item for item in client.targets()["items"] if item["name"] == "x86-ort"]
     assert target["options"] == {"threads": 1, "batch": 1} and target["precisions"]
-    assert client.tables() == {"items": []}
+    assert all(item["shipped"] for item in client.tables()["items"])  # none measured yet
 
 
 def test_health_and_metrics(server: Running) -> None:
