@@ -299,10 +299,12 @@ def _slice(_: Attributes, inputs: Inputs) -> Tensor:
     axes = list(range(len(starts))) if axes_given is None else _ints(axes_given, "axes")
     steps = [1] * len(starts) if steps_given is None else _ints(steps_given, "steps")
     for start, end, axis, step in zip(starts, ends, axes, steps):
-        if step < 1:
-            raise KernelError("a slice that runs backwards")
         size = x.shape[axis]
-        low, high = (max(0, min(size, v + size if v < 0 else v)) for v in (start, end))
+        start, end = (v + size if v < 0 else v for v in (start, end))
+        if step < 0:  # PyTorch's slices run forwards only; exporters reverse small lists of paddings
+            x = x.flip(axis)
+            start, end, step = size - 1 - start, size - 1 - end, -step
+        low, high = (max(0, min(size, v)) for v in (start, end))
         index = [slice(None)] * x.dim()
         index[axis] = slice(low, max(low, high), step)
         x = x[tuple(index)]

@@ -172,7 +172,17 @@ def test_kernels_are_those_openvino_executes() -> None:
     assert sum(not spec.constant for spec in second.inputs if spec) == 2
     assert first.macs == second.macs == 16 * 64 * 16 * 9
     assert {first.arithmetic, second.arithmetic} == {"float"}
-    assert "b.0" in {use.scope.rpartition(".conv")[0] or use.scope for use in uses}
+
+
+def test_the_fixed_cost_of_a_run_is_a_kernel() -> None:
+    runs = [
+        [use for use in OpenVinoTarget().kernels(model) if use.kernel.op_type == "Infer"]
+        for model in (residual(), mixed())
+    ]
+    assert [len(uses) for uses in runs] == [1, 1]
+    assert runs[0][0] == runs[1][0]
+    (row,) = OpenVinoTarget().measure_kernels([runs[0][0].kernel]).rows
+    assert row.median_us > 0 and row.cold_us is None
 
 
 def test_reorders_between_layouts_are_seen() -> None:
