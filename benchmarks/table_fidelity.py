@@ -130,8 +130,9 @@ def one(source: str, args: argparse.Namespace, data_dir: Path, scratch: Path) ->
         "own_kernels": np.array([now.latency(s) for s in sums]) / anchors.latency_ms,
     }
     # Without any network's own time: milliseconds at the table's reference time against measured ones.
-    kernels_only = Anchors.unanchored(shift)
     reference_us = prices.table.references_us["float"]
+    fixed_ms = (measured.fixed_us or 0.0) * reference_us / measured.reference_us / 1e3
+    kernels_only = Anchors.unanchored(shift, fixed_ms)
     whole = [
         ("baseline", prices.learned.sums[0]),
         *((str(k), s) for k, s in enumerate(sums)),
@@ -209,7 +210,7 @@ def policies_near(prices: Prices, limit: float, count: int, seed: int) -> list[P
 
 def one_anchor(anchors: Anchors, shift: float) -> Anchors:
     """What is known of whole networks where only the uncompressed one was timed."""
-    return Anchors.fit(anchors.latency_ms, anchors.timed[:1], shift)
+    return Anchors.fit(anchors.latency_ms, anchors.timed[:1], shift, anchors.fixed_ms)
 
 
 def shares(pricer: Pricer, prices: Prices, policies: list[Policy]) -> NDArray[np.float64]:

@@ -301,7 +301,9 @@ def _slice(_: Attributes, inputs: Inputs) -> Tensor:
     for start, end, axis, step in zip(starts, ends, axes, steps):
         size = x.shape[axis]
         start, end = (v + size if v < 0 else v for v in (start, end))
-        if step < 0:  # PyTorch's slices run forwards only; exporters reverse small lists of paddings
+        if (
+            step < 0
+        ):  # PyTorch's slices run forwards only; exporters reverse small lists of paddings
             x = x.flip(axis)
             start, end, step = size - 1 - start, size - 1 - end, -step
         low, high = (max(0, min(size, v)) for v in (start, end))

@@ -19,6 +19,7 @@ from latency_tables.errors import MeasurementError
 
 REFERENCE = "(reference)"
 INTEGER_REFERENCE = "(integer reference)"
+EMPTY = "(empty)"
 Z95 = 1.959964
 # A round counts as quiet where the reference beside it took at most so many times what it takes undisturbed.
 QUIET_TIMES = 1.12
@@ -124,6 +125,8 @@ class Measurements(Mapping[str, Latency]):
         reference_rounds: its medians by round, ms; the unit a table's rows are relative to.
         integer_over_float: the integer reference network's time over the float one's in quiet rounds, where both
             were timed.
+        fixed_us: microseconds of a run that does nothing, where that was timed too: what a run takes beside its
+            kernels.
         beside: each network's neighbours: the reference's time around it in each round, ms.
         time: when the run ended, UTC.
         waited: share of the run in which the timing thread did not have a processor, 0 to 1. Much
@@ -137,6 +140,7 @@ class Measurements(Mapping[str, Latency]):
     time: str
     waited: float = 0.0
     integer_over_float: float | None = None
+    fixed_us: float | None = None
     beside: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Latency:

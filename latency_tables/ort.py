@@ -19,6 +19,7 @@ from latency_tables.exclusive import HostToken
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel, KernelUse
 from latency_tables.latency import (
+    EMPTY,
     INTEGER_REFERENCE,
     Latency,
     Measurements,
@@ -33,6 +34,7 @@ from latency_tables.ort_bench import (
     ROUNDS,
     KernelTimer,
     Timed,
+    empty_network,
     no_garbage_collection,
     reference,
     time_rounds,
@@ -232,6 +234,7 @@ class OrtTarget:
             networks = {name: self._open(path) for name, path in models.items()}
             beside = reference(self.threads)
             timed = {**networks, INTEGER_REFERENCE: reference(self.threads, "integer")}
+        timed[EMPTY] = empty_network(self.threads)
         samples: dict[str, list[float]] = {name: [] for name in timed}
         rounds: dict[str, list[float]] = {name: [] for name in timed}
         near: dict[str, list[float]] = {name: [] for name in timed}
@@ -262,7 +265,8 @@ class OrtTarget:
             reference_rounds=tuple(1e3 * value for value in references),
             time=now(),
             waited=waiting.share,
-            integer_over_float=_integer_over_float(rounds[INTEGER_REFERENCE], near),
+            integer_over_float=_over_reference(INTEGER_REFERENCE, rounds, near),
+            fixed_us=1e6 * _over_reference(EMPTY, rounds, near) * float(np.median(references)),
             beside={name: tuple(1e3 * value for value in near[name]) for name in networks},
         )
 
@@ -334,12 +338,14 @@ def _at(row: Row, reference_us: float) -> Row:
     return replace(row.at_reference(reference_us), run_reference_us=reference_us)
 
 
-def _integer_over_float(rounds: Sequence[float], near: Mapping[str, Sequence[float]]) -> float:
-    """Time of the integer reference over the float one's, where the machine was undisturbed."""
+def _over_reference(
+    name: str, rounds: Mapping[str, Sequence[float]], near: Mapping[str, Sequence[float]]
+) -> float:
+    """Time of a network over the float reference's beside it, where the machine was undisturbed."""
     floor = undisturbed([time for times in near.values() for time in times])
-    beside = np.asarray(near[INTEGER_REFERENCE])
+    beside = np.asarray(near[name])
     quiet = quiet_rounds(beside.tolist(), floor)
-    return float(np.median(np.asarray(rounds)[quiet] / beside[quiet]))
+    return float(np.median(np.asarray(rounds[name])[quiet] / beside[quiet]))
 
 
 def _latency(samples: list[float], rounds: list[float]) -> Latency:

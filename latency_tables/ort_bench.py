@@ -110,6 +110,19 @@ def reference(threads: int, arithmetic: str = "float") -> Timed:
     return Timed(session, {"x0": generator.uniform(0.1, 1, shape).astype(np.float32)})
 
 
+def empty_network(threads: int) -> Timed:
+    """A network that does nothing: what a run costs beside its kernels."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "empty",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])],
+        [onnx.ValueInfoProto(name="y")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    session = open_session(model.SerializeToString(), plain_options(threads))
+    return Timed(session, {"x": np.zeros(1, np.float32)})
+
+
 def constant(spec: TensorSpec, name: str, generator: np.random.Generator) -> Any:
     """An initializer of the given shape; made-up values where the kernel keeps none."""
     number = NUMBERS.get(spec.dtype)

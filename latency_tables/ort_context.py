@@ -23,7 +23,13 @@ from onnx import helper
 
 from latency_tables.errors import KernelError
 from latency_tables.kernel import Kernel, TensorSpec
-from latency_tables.ort_bench import NUMBERS, Timed, constant, made_up_input, make_attribute
+from latency_tables.ort_bench import (
+    Timed,
+    constant,
+    empty_network,
+    made_up_input,
+    make_attribute,
+)
 from latency_tables.ort_graph import open_session, plain_options
 
 # Bytes of weights and inputs that a session touches in one run: twice a large second-level cache.
@@ -142,20 +148,7 @@ class ContextBench:
     def __init__(self, threads: int) -> None:
         self._threads = threads
         self.overheads: list[float] = []
-        self._fixed = self._empty_run()
-
-    def _empty_run(self) -> float:
-        """Seconds of a run that does nothing."""
-        value = helper.make_tensor_value_info("x", NUMBERS["float32"], [1])
-        graph = helper.make_graph(
-            [helper.make_node("Identity", ["x"], ["y"])],
-            "empty",
-            [value],
-            [onnx.ValueInfoProto(name="y")],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-        session = open_session(model.SerializeToString(), plain_options(self._threads))
-        return Timed(session, {"x": np.zeros(1, np.float32)}).median(200)
+        self._fixed = empty_network(threads).median(200)
 
     def cold(self, kernels: Sequence[Kernel], reference: Timed, seed: int = 0) -> dict[str, float]:
         """What kernels take in company, by key, as shares of the reference network's time.

@@ -93,7 +93,9 @@ def _origin(
     while is_scoped(name):
         if name in exported:
             return name
-        if name in makers:  # ``/conv1/DequantizeLinear_11_output_0/Transpose`` was made from that tensor
+        if (
+            name in makers
+        ):  # ``/conv1/DequantizeLinear_11_output_0/Transpose`` was made from that tensor
             return str(makers[name].name)
         name = name.rpartition("/")[0]
     return None

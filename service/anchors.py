@@ -2,10 +2,11 @@
 
 A network's time is taken to be ::
 
-    scale_float * time(float kernels) + scale_integer * time(integer kernels)
+    fixed + scale_float * time(float kernels) + scale_integer * time(integer kernels)
     time = alone + coldness * (cold - alone)
     coldness = min(most, start + slope * weights in MiB), at least 0
 
+What a run costs beside its kernels is timed apart, with a network that does nothing.
 A small network finds everything in the caches and costs what its kernels cost repeated alone; the more
 weights one run touches, the more of it comes from further away. The two scales take up what the machine
 did differently when kernels and networks were timed. Five numbers are fitted to some sixteen networks, with
@@ -110,6 +111,7 @@ class Anchors:
         timed: the anchors, the uncompressed network first.
         integer_shift: logarithm of how much dearer integers were against floats when networks were timed than when
             kernels were, told from the two reference networks; where the fit of ``integer_ms_per_us`` starts from.
+        fixed_ms: of a run that does nothing.
     """
 
     latency_ms: float
@@ -121,9 +123,16 @@ class Anchors:
     error: float
     timed: tuple[Anchor, ...]
     integer_shift: float = 0.0
+    fixed_ms: float = 0.0
 
     @classmethod
-    def fit(cls, latency_ms: float, timed: Sequence[Anchor], integer_shift: float = 0.0) -> Anchors:
+    def fit(
+        cls,
+        latency_ms: float,
+        timed: Sequence[Anchor],
+        integer_shift: float = 0.0,
+        fixed_ms: float = 0.0,
+    ) -> Anchors:
         """Fits the model to what was timed.
 
         Raises:
@@ -135,15 +144,20 @@ class Anchors:
             raise MeasurementError("no kernel of the network could be timed on this target")
         measured = latency_ms * np.array([a.ratio for a in timed])
         weights = np.sqrt([a.weight for a in timed])
-        centre = float(np.median(measured / np.maximum(sums[:, 0] + sums[:, 1], 1e-9)))
+        # A network is never faster than its fixed cost; where noise says so, half of what was measured counts.
+        kernels = np.maximum(measured - fixed_ms, 0.5 * measured)
+        centre = float(np.median(kernels / np.maximum(sums[:, 0] + sums[:, 1], 1e-9)))
         prior = _PRIOR + np.array([0.0, integer_shift, 0.0, 0.0, 0.0])
-        parameters = _fit(sums, measured, weights, centre, prior)
+        parameters = _fit(sums, measured, weights, centre, prior, fixed_ms)
         errors = []
         for i in range(len(timed)):
             others = np.arange(len(timed)) != i
             if others.sum() >= 3:
-                again = _fit(sums[others], measured[others], weights[others], centre, prior)
-                errors.append(_predict(again, sums[i : i + 1], centre)[0] / measured[i] - 1)
+                again = _fit(
+                    sums[others], measured[others], weights[others], centre, prior, fixed_ms
+                )
+                predicted = fixed_ms + _predict(again, sums[i : i + 1], centre)[0]
+                errors.append(predicted / measured[i] - 1)
         error = float(np.sqrt(np.mean(np.square(errors)))) if errors else _SIGMA
         log_float, log_integer, start, slope, most = (float(p) for p in parameters)
         return cls(
@@ -156,20 +170,23 @@ class Anchors:
             max(error, _LEAST_ERROR),
             tuple(timed),
             integer_shift,
+            fixed_ms,
         )
 
     @classmethod
-    def unanchored(cls, integer_shift: float = 0.0) -> Anchors:
+    def unanchored(cls, integer_shift: float = 0.0, fixed_ms: float = 0.0) -> Anchors:
         """What kernels alone say, at the table's own reference time: the priors and no network that was timed."""
         _, _, start, slope, most = (float(p) for p in _PRIOR)
         by_float = 1e-3 * _BETWEEN
         by_integer = by_float * float(np.exp(integer_shift))
-        return cls(0.0, by_float, by_integer, start, slope, most, _SIGMA, (), integer_shift)
+        return cls(
+            0.0, by_float, by_integer, start, slope, most, _SIGMA, (), integer_shift, fixed_ms
+        )
 
     def with_finalist(self, sums: Sums, ratio: float) -> Anchors:
         """Fitted anew with a network the search ended at."""
         timed = [*self.timed, Anchor(sums, ratio, FINALIST_WEIGHT)]
-        return Anchors.fit(self.latency_ms, timed, self.integer_shift)
+        return Anchors.fit(self.latency_ms, timed, self.integer_shift, self.fixed_ms)
 
     def at_shift(self, integer_shift: float) -> Anchors:
         """The same fit where integers stand otherwise to floats: a busy neighbour came or went."""
@@ -185,7 +202,8 @@ class Anchors:
 
     def latency(self, sums: Sums) -> float:
         """Milliseconds of a network."""
-        return self._alone(sums) + self.coldness(sums.weights_mib) * self._added(sums)
+        kernels = self._alone(sums) + self.coldness(sums.weights_mib) * self._added(sums)
+        return self.fixed_ms + kernels
 
     def _alone(self, sums: Sums) -> float:
         return self.float_ms_per_us * sums.float_us + self.integer_ms_per_us * sums.integer_us
@@ -216,7 +234,7 @@ class Anchors:
             )
             return scale * (alone + coldness * (cold - alone)) + by_mib * constants_mib(kernel)
 
-        return cost, -by_mib * at.weights_mib
+        return cost, self.fixed_ms - by_mib * at.weights_mib
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -241,11 +259,12 @@ def _fit(
     weights: NDArray[np.float64],
     centre: float,
     prior: NDArray[np.float64],
+    fixed_ms: float,
 ) -> NDArray[np.float64]:
     sure = weights > 1.0
 
     def residuals(p: NDArray[np.float64]) -> NDArray[np.float64]:
-        off = weights * (_predict(p, sums, centre) / measured - 1) / _SIGMA
+        off = weights * ((fixed_ms + _predict(p, sums, centre)) / measured - 1) / _SIGMA
         # A run that was disturbed must not pull the others along. A finalist was timed at length and must be met.
         off = np.where(sure, off, _soft_l1(off))
         return np.concatenate([off, (p - prior) / _PRIOR_SD])

@@ -74,7 +74,6 @@ class Graphs:
         data = self.file(choices)
         return self._target.kernels(data), len(data)
 
-
     def of_policy(self, policy: Policy) -> tuple[list[KernelUse], int]:
         """``of`` a policy's choices, from the cache where it was read before."""
         found = self._cache.get(policy) if self._cache else None

@@ -129,6 +129,7 @@ def learn_prices(
             pinned["latency_ms"],
             [Anchor.from_json(a) for a in pinned["timed"]],
             pinned.get("integer_shift", 0.0),
+            pinned.get("fixed_ms", 0.0),
         )
     else:
         anchors = TableTimes.of(target, every[1:], lookup)
@@ -253,6 +254,7 @@ def _time_anchors(
         "latency_ms": measured["uncompressed"].p50_ms,
         "timed": [asdict(anchor) for anchor in timed],
         "integer_shift": integer_shift(measured, table),
+        "fixed_ms": (measured.fixed_us or 0.0) / 1e3,
         "metered": metered,
     }
 

@@ -43,7 +43,9 @@ def test_a_neighbour_that_came_for_most_of_the_run_does_not_change_the_ratio() -
     low, high = measured.ratio_ci95("integer", "float")
     assert low <= 0.5 <= high
     # Without the reference beside it, the neighbour decides.
-    assert run(disturbed, beside=False).ratio("integer", "float") == pytest.approx(0.5 * 1.65 / 1.35)
+    assert run(disturbed, beside=False).ratio("integer", "float") == pytest.approx(
+        0.5 * 1.65 / 1.35
+    )
 
 
 def test_a_run_disturbed_throughout_is_what_it_is() -> None:

@@ -15,10 +15,20 @@ def server(tmp_path: Path) -> Iterator[Running]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """State of the jobs that tests run in this process, so that the demo network's kernels are timed once."""
+    return tmp_path_factory.mktemp("state")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _short_timing() -> Iterator[None]:
-    """Whole networks are timed for a quarter of the usual seconds: tests hold no time against a bound."""
+    """Whole networks are timed for a quarter of the usual seconds: tests hold no time against a bound.
+
+    Prices are learned from half as many policies, which lead to fewer kernels.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.price_setup.SAMPLES", 160)
         patch.setattr("service.price_setup.ANCHOR_SECONDS", 0.15)
         patch.setattr("service.finalists.MEASURE_SECONDS", 0.5)
         patch.setattr("service.file_results.REPORT_SECONDS", 1.0)

@@ -108,6 +108,22 @@ def test_where_only_the_uncompressed_network_was_timed_the_shift_tells_of_intege
     assert dear == pytest.approx(cheap * np.exp(0.2))
 
 
+def test_small_networks_are_mostly_what_a_run_costs() -> None:
+    fixed = 0.4
+    sums = some_sums(16)
+    whole = TRUTH.latency(sums[0]) + fixed
+    anchors = [Anchor(s, (TRUTH.latency(s) + fixed) / whole) for s in sums]
+    fitted = Anchors.fit(whole, anchors, fixed_ms=fixed)
+    tiny = Sums(60.0, 40.0, 90.0, 70.0, 0.02)
+    wanted = TRUTH.latency(tiny) + fixed
+    assert fitted.latency(tiny) == pytest.approx(wanted, rel=0.02)
+    assert Anchors.fit(whole, anchors).latency(tiny) < 0.6 * wanted
+    rows = Rows(LatencyTable.empty(parse_target("x86-ort")), {})
+    _, constant = fitted.linear(tiny, rows)
+    assert constant == pytest.approx(fixed, rel=0.05)
+    assert fitted.with_finalist(tiny, wanted / whole).fixed_ms == fixed
+
+
 def test_floats_alone() -> None:
     sums = [replace(s, integer_us=0.0, integer_cold_us=0.0) for s in some_sums(8)]
     fitted = Anchors.fit(TRUTH.latency(sums[0]), timed(sums))

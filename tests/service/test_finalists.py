@@ -29,7 +29,7 @@ SPEC = JobSpec.model_validate(
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSetup, Prices]:
+def job(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[JobSetup, Prices]:
     folder = tmp_path_factory.mktemp("job")
     torch.set_num_threads(1)
     train_digits_cnn(folder / "digits.safetensors")
@@ -38,7 +38,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[JobSetup, Prices]:
         setup.compressor,
         setup.network.network_space,
         setup.target,
-        folder,
+        data_dir,
         folder,
         lambda *_: None,
         lambda: None,

@@ -37,12 +37,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shared by the module, so that kernels are timed once."""
-    return tmp_path_factory.mktemp("state")
-
-
 def spec_of(**changes: Any) -> JobSpec:
     fields: dict[str, Any] = {
         "model": {"source": MODEL},
