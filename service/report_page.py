@@ -346,5 +346,7 @@ def _flat(name: str, value: Any) -> list[tuple[str, str]]:
 
 def _word(value: Any) -> str:
     if isinstance(value, list | tuple):
+        if any(isinstance(item, Mapping) for item in value):
+            return f"{len(value)}, listed in report.json"
         return " ".join(str(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

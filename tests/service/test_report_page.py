@@ -172,6 +172,14 @@ def test_what_is_null_shows_as_not_measured() -> None:
     assert "None" not in text
 
 
+def test_long_lists_are_counted_and_left_to_the_json() -> None:
+    timed = [{"sums": {"float_us": 1.5}, "ratio": 0.5, "weight": 1.0} for _ in range(16)]
+    target = {"name": "x86-ort", "anchors": {"latency_ms": 0.17, "timed": timed}}
+    text = words(changed(target=target))
+    assert "timed 16, listed in report.json" in text
+    assert "float_us" not in text
+
+
 def test_an_almost_empty_report_still_gives_a_page() -> None:
     text = words({"met_budget": False}, [])
     assert "Budget missed" in text
