@@ -19,16 +19,7 @@ from latency_tables.errors import KernelError, MeasurementError, TargetError
 from latency_tables.exclusive import HostToken
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel, KernelUse
-from latency_tables.latency import (
-    INTEGER_REFERENCE,
-    Latency,
-    Measurements,
-    Waiting,
-    median_ci95,
-    now,
-    quiet_rounds,
-    undisturbed,
-)
+from latency_tables.latency import Measurements, Waiting, undisturbed
 from latency_tables.openvino_bench import (
     EXTRA_ROUNDS,
     ROUNDS,
@@ -36,7 +27,6 @@ from latency_tables.openvino_bench import (
     RunTimer,
     Scenes,
     cold,
-    no_garbage_collection,
     reference,
     time_rounds,
 )
@@ -51,6 +41,7 @@ from latency_tables.openvino_runtime import (
 )
 from latency_tables.openvino_scene import Scene
 from latency_tables.rapl import POWERCAP, RaplMeter, meter_networks, why_absent
+from latency_tables.round_robin import no_garbage_collection, time_networks
 from latency_tables.row import Row
 from latency_tables.target import Array, KernelFailure, KernelMeasurements, Progress, Stop
 
@@ -58,10 +49,6 @@ _BATCH_OF_KERNELS = 16
 # Kernels timed cold in one network.
 _COMPANY = 48
 _PAUSE_SECONDS = 0.03
-_LEAST_ROUNDS = 7
-# Short rounds: whatever disturbs the machine should disturb all networks of a round alike.
-_ROUND_SECONDS = 0.004
-_REFERENCE_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -232,40 +219,10 @@ class OpenVinoTarget:
         with pin:
             networks = {name: self._open(path) for name, path in models.items()}
             beside = reference(self.threads)
-            timed = {**networks, INTEGER_REFERENCE: reference(self.threads, "integer")}
-        samples: dict[str, list[float]] = {name: [] for name in timed}
-        rounds: dict[str, list[float]] = {name: [] for name in timed}
-        near: dict[str, list[float]] = {name: [] for name in timed}
-        references: list[float] = []
-        with token.timing(), no_garbage_collection(), pin, Waiting() as waiting:
-            repeats = {}
-            for name, network in timed.items():
-                network.once()
-                best = min(network.once() for _ in range(3))
-                repeats[name] = int(max(1, min(50, _ROUND_SECONDS / max(best, 1e-6))))
-            end = time.monotonic() + seconds * len(networks)
-            while len(references) < _LEAST_ROUNDS or time.monotonic() < end:
-                around = beside.samples(_REFERENCE_REPEATS)
-                every = list(around)
-                for name, network in timed.items():
-                    found = network.samples(repeats[name])
-                    samples[name] += found
-                    rounds[name].append(float(np.median(found)))
-                    after = beside.samples(_REFERENCE_REPEATS)
-                    near[name].append(float(np.median(around + after)))
-                    around = after
-                    every += after
-                references.append(float(np.median(every)))
-        return Measurements(
-            latencies={name: _latency(samples[name], rounds[name]) for name in networks},
-            rounds={name: tuple(1e3 * value for value in rounds[name]) for name in networks},
-            reference_us=1e6 * float(np.median(references)),
-            reference_rounds=tuple(1e3 * value for value in references),
-            time=now(),
-            waited=waiting.share,
-            integer_over_float=_integer_over_float(rounds[INTEGER_REFERENCE], near),
-            beside={name: tuple(1e3 * value for value in near[name]) for name in networks},
-        )
+            integers = reference(self.threads, "integer")
+        with token.timing(), pin:
+            # What a run costs beside its kernels is a kernel of its own here: see ``openvino_graph.RUN``.
+            return time_networks(networks, beside, seconds, integers)
 
     def energy_absent(self) -> str | None:
         """See ``latency_tables.energy.Metered``: it needs the processor's own counters (RAPL)."""
@@ -358,24 +315,3 @@ def _ordered(kernels: list[Kernel]) -> list[Kernel]:
 
 def _at(row: Row, reference_us: float) -> Row:
     return replace(row.at_reference(reference_us), run_reference_us=reference_us)
-
-
-def _integer_over_float(rounds: Sequence[float], near: Mapping[str, Sequence[float]]) -> float:
-    """Time of the integer reference over the float one's, where the machine was undisturbed."""
-    floor = undisturbed([time for times in near.values() for time in times])
-    beside = np.asarray(near[INTEGER_REFERENCE])
-    quiet = quiet_rounds(beside.tolist(), floor)
-    return float(np.median(np.asarray(rounds)[quiet] / beside[quiet]))
-
-
-def _latency(samples: list[float], rounds: list[float]) -> Latency:
-    p10, p50, p90 = (1e3 * float(np.quantile(samples, q)) for q in (0.1, 0.5, 0.9))
-    found, low, high = median_ci95(rounds)
-    # The interval's width comes from the rounds, its place from the p50 over all samples.
-    return Latency(
-        p50_ms=p50,
-        p90_ms=p90,
-        p10_ms=p10,
-        count=len(samples),
-        ci95_ms=(p50 + 1e3 * (low - found), p50 + 1e3 * (high - found)),
-    )

@@ -13,9 +13,7 @@ without neighbours. OpenVINO has none: a reorder in front of a small convolution
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +32,7 @@ from latency_tables.openvino_runtime import (
     read_model,
 )
 from latency_tables.openvino_scene import Scene, Stage, places, same_work, scenes
+from latency_tables.round_robin import no_garbage_collection
 from latency_tables.row import Row
 
 COPIES = 6
@@ -54,18 +53,6 @@ _LEAST_BEYOND_US = 20.0
 _LEAST_REPEATS = 4
 _MOST_REPEATS = 40
 _REFERENCE_REPEATS = 8
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keeps Python's collector out of the timings."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def reference(threads: int, arithmetic: str = "float") -> Running:

@@ -18,24 +18,13 @@ from latency_tables.errors import KernelError, MeasurementError, TargetError
 from latency_tables.exclusive import HostToken
 from latency_tables.host import HostFingerprint
 from latency_tables.kernel import Kernel, KernelUse
-from latency_tables.latency import (
-    EMPTY,
-    INTEGER_REFERENCE,
-    Latency,
-    Measurements,
-    Waiting,
-    median_ci95,
-    now,
-    quiet_rounds,
-    undisturbed,
-)
+from latency_tables.latency import Measurements, Waiting, undisturbed
 from latency_tables.ort_bench import (
     EXTRA_ROUNDS,
     ROUNDS,
     KernelTimer,
     Timed,
     empty_network,
-    no_garbage_collection,
     reference,
     time_rounds,
 )
@@ -48,6 +37,7 @@ from latency_tables.ort_graph import (
     session_options,
 )
 from latency_tables.rapl import POWERCAP, RaplMeter, meter_networks, why_absent
+from latency_tables.round_robin import no_garbage_collection, time_networks
 from latency_tables.row import Row
 from latency_tables.target import Array, KernelFailure, KernelMeasurements, Progress, Stop
 
@@ -55,10 +45,6 @@ _BATCH_OF_KERNELS = 16
 # Kernels timed cold in one session.
 _COMPANY = 64
 _PAUSE_SECONDS = 0.03
-_LEAST_ROUNDS = 7
-# Short rounds: whatever disturbs the machine should disturb all networks of a round alike.
-_ROUND_SECONDS = 0.004
-_REFERENCE_REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -233,42 +219,9 @@ class OrtTarget:
         with pin:
             networks = {name: self._open(path) for name, path in models.items()}
             beside = reference(self.threads)
-            timed = {**networks, INTEGER_REFERENCE: reference(self.threads, "integer")}
-        timed[EMPTY] = empty_network(self.threads)
-        samples: dict[str, list[float]] = {name: [] for name in timed}
-        rounds: dict[str, list[float]] = {name: [] for name in timed}
-        near: dict[str, list[float]] = {name: [] for name in timed}
-        references: list[float] = []
-        with token.timing(), no_garbage_collection(), pin, Waiting() as waiting:
-            repeats = {}
-            for name, network in timed.items():
-                network.once()
-                best = min(network.once() for _ in range(3))
-                repeats[name] = int(max(1, min(50, _ROUND_SECONDS / max(best, 1e-6))))
-            end = time.monotonic() + seconds * len(networks)
-            while len(references) < _LEAST_ROUNDS or time.monotonic() < end:
-                around = beside.samples(_REFERENCE_REPEATS)
-                every = list(around)
-                for name, network in timed.items():
-                    seconds_each = network.samples(repeats[name])
-                    samples[name] += seconds_each
-                    rounds[name].append(float(np.median(seconds_each)))
-                    after = beside.samples(_REFERENCE_REPEATS)
-                    near[name].append(float(np.median(around + after)))
-                    around = after
-                    every += after
-                references.append(float(np.median(every)))
-        return Measurements(
-            latencies={name: _latency(samples[name], rounds[name]) for name in networks},
-            rounds={name: tuple(1e3 * value for value in rounds[name]) for name in networks},
-            reference_us=1e6 * float(np.median(references)),
-            reference_rounds=tuple(1e3 * value for value in references),
-            time=now(),
-            waited=waiting.share,
-            integer_over_float=_over_reference(INTEGER_REFERENCE, rounds, near),
-            fixed_us=1e6 * _over_reference(EMPTY, rounds, near) * float(np.median(references)),
-            beside={name: tuple(1e3 * value for value in near[name]) for name in networks},
-        )
+            integers, empty = reference(self.threads, "integer"), empty_network(self.threads)
+        with token.timing(), pin:
+            return time_networks(networks, beside, seconds, integers, empty)
 
     def energy_absent(self) -> str | None:
         """See ``latency_tables.energy.Metered``: it needs the processor's own counters (RAPL)."""
@@ -336,26 +289,3 @@ def _same_arithmetic(kernels: list[Kernel]) -> list[Kernel]:
 
 def _at(row: Row, reference_us: float) -> Row:
     return replace(row.at_reference(reference_us), run_reference_us=reference_us)
-
-
-def _over_reference(
-    name: str, rounds: Mapping[str, Sequence[float]], near: Mapping[str, Sequence[float]]
-) -> float:
-    """Time of a network over the float reference's beside it, where the machine was undisturbed."""
-    floor = undisturbed([time for times in near.values() for time in times])
-    beside = np.asarray(near[name])
-    quiet = quiet_rounds(beside.tolist(), floor)
-    return float(np.median(np.asarray(rounds[name])[quiet] / beside[quiet]))
-
-
-def _latency(samples: list[float], rounds: list[float]) -> Latency:
-    p10, p50, p90 = (1e3 * float(np.quantile(samples, q)) for q in (0.1, 0.5, 0.9))
-    middle, low, high = median_ci95(rounds)
-    # The interval's width comes from the rounds, its place from the p50 over all samples.
-    return Latency(
-        p50_ms=p50,
-        p90_ms=p90,
-        p10_ms=p10,
-        count=len(samples),
-        ci95_ms=(p50 + 1e3 * (low - middle), p50 + 1e3 * (high - middle)),
-    )

@@ -8,10 +8,8 @@ interleaved rounds, so that the machine's drift cancels as well. The median over
 
 from __future__ import annotations
 
-import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +20,7 @@ from latency_tables.errors import KernelError
 from latency_tables.kernel import ITEM_BYTES, Kernel, TensorSpec
 from latency_tables.latency import median_ci95, now, quiet_rounds
 from latency_tables.ort_graph import open_session, plain_options, sample_input, session_options
+from latency_tables.round_robin import no_garbage_collection
 from latency_tables.row import Row
 
 COPIES = 9
@@ -65,18 +64,6 @@ class Timed:
     def median(self, repeats: int) -> float:
         """Median seconds of a run."""
         return float(np.median(self.samples(repeats)))
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Keeps Python's collector out of the timings."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def reference(threads: int, arithmetic: str = "float") -> Timed:

@@ -1,0 +1,197 @@
+"""What around a layer decides which conversions it needs, and their one-hot features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from search_spaces.network_space import NetworkSpace
+
+# Blocks (or single layers) before and after whose precision and presence may change a layer's kernels.
+NEIGHBOURS = 3
+# The same for the second nearest that runs.
+FAR = 4
+
+
+@dataclass(frozen=True)
+class _Neighbour:
+    """A block or single layer nearby: positions of its own decision and of its first and last layer's precisions."""
+
+    block: int | None
+    first: int | None
+    last: int | None
+
+
+# A neighbour's state: precisions of its first and last layer as two bits, or none in sight.
+_NONE = 4
+
+
+@dataclass(frozen=True)
+class Side:
+    """What conversions depend on, seen in one direction: own precision, siblings', and the nearest neighbours'.
+
+    Attributes:
+        own: position of the layer's own precision.
+        siblings: precisions of other layers of its block.
+        runs: for each direction looked in, candidates in order of nearness.
+        coarse: only the end of a neighbour that touches the layer counts.
+        depth: how many neighbours that run are looked at in each direction.
+        scope: positions of all these decisions and of the blocks'.
+    """
+
+    own: int | None
+    siblings: tuple[int | None, ...]
+    runs: tuple[tuple[_Neighbour, ...], ...]
+    coarse: bool
+    depth: int
+    scope: tuple[int, ...]
+
+    @classmethod
+    def of(
+        cls,
+        home: int | None,
+        own: int | None,
+        siblings: tuple[int | None, ...],
+        runs: tuple[tuple[_Neighbour, ...], ...],
+        coarse: bool = False,
+        depth: int = 1,
+    ) -> Side:
+        scope: set[int | None] = {own, *siblings}
+        for forward, run in enumerate(runs):
+            for n in run:
+                scope |= {n.block}
+                scope |= {n.first if forward else n.last} if coarse else {n.first, n.last}
+        found = {i for i in scope if i is not None}
+        if found and home is not None:
+            found.add(home)
+        return cls(own, siblings, runs, coarse, depth, tuple(sorted(found)))
+
+    def _states(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
+        """Every part's state and the number of states it can have, the layer's own first."""
+        states = [(_integer(indices, self.own), 2)]
+        for forward, run in enumerate(self.runs):
+            if not run:
+                continue
+            for state in _nearest(indices, run, self.depth):
+                if self.coarse:
+                    end = state // 2 if forward else state % 2
+                    states.append((np.where(state == _NONE, 2, end), 3))
+                else:
+                    states.append((state, _NONE + 1))
+        return states + [(_integer(indices, s), 2) for s in self.siblings]
+
+    def _places(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
+        """Index and number of one-hot features of each subset of the parts: coarse ones steady the fine ones."""
+        states = self._states(indices)
+        subsets = [(0,), *((0, j) for j in range(1, len(states))), tuple(range(len(states)))]
+        found = []
+        for subset in dict.fromkeys(subsets):
+            flat, count = np.zeros(len(indices), dtype=np.int64), 1
+            for j in subset:
+                state, n = states[j]
+                flat, count = flat * n + state, count * n
+            found.append((flat, count))
+        return found
+
+    def features(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """One-hot features float64 [n, features] of policies given as value indices int64 [n, decisions]."""
+        return np.concatenate([np.eye(n)[flat] for flat, n in self._places(indices)], axis=1)
+
+    def weighted(
+        self, indices: NDArray[np.int64], weights: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """``features(indices) @ weights`` without making the features."""
+        total, start = np.zeros(len(indices)), 0
+        for flat, n in self._places(indices):
+            total += weights[start : start + n][flat]
+            start += n
+        return total
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What around a layer decides which conversions it needs: the precisions of the layers that run next to it.
+
+    A neighbour inside a dropped block does not run; the one behind it counts instead. What is before and what is
+    behind add up but for the two ends that touch the layer, so each direction has a table of its own.
+
+    Attributes:
+        home: position of the layer's own block decision.
+        sides: see ``Side``; empty where nothing around it is decided.
+    """
+
+    home: int | None
+    sides: tuple[Side, ...]
+
+    @classmethod
+    def of(cls, network_space: NetworkSpace, k: int) -> Surroundings:
+        layers = network_space.structure.layers
+        position = network_space.space.position
+        unit = [network_space.block_of(x.path) or x.path for x in layers]
+        members: dict[str, list[int]] = {}
+        for j, name in enumerate(unit):
+            members.setdefault(name, []).append(j)
+
+        def precision(j: int) -> int | None:
+            return position.get(f"{layers[j].path}:precision")
+
+        def neighbour(name: str) -> _Neighbour:
+            inside = members[name]
+            return _Neighbour(
+                position.get(f"{name}:block"), precision(inside[0]), precision(inside[-1])
+            )
+
+        own, home = precision(k), position.get(f"{unit[k]}:block")
+        near = sorted((j for j in members[unit[k]] if j != k), key=lambda j: abs(j - k))[:2]
+        siblings = tuple(precision(j) for j in near)
+        order = list(members)
+        here = order.index(unit[k])
+        behind = [neighbour(n) for n in reversed(order[:here])]
+        ahead = [neighbour(n) for n in order[here + 1 :]]
+        before, after = (_until_certain(run[:NEIGHBOURS], 1) for run in (behind, ahead))
+        # A memory layout is passed on along a residual stream, past the nearest neighbour.
+        far_before, far_after = (_until_certain(run[:FAR], 2) for run in (behind, ahead))
+        sides = [
+            Side.of(home, own, siblings, (before, ())),
+            Side.of(home, own, siblings, ((), after)),
+            Side.of(home, own, (), (before, after), coarse=True),
+            Side.of(home, own, (), (far_before, ()), coarse=True, depth=2),
+            Side.of(home, own, (), ((), far_after), coarse=True, depth=2),
+        ]
+        return cls(home, tuple(side for side in sides if side.scope))
+
+
+def _until_certain(found: list[_Neighbour], enough: int) -> tuple[_Neighbour, ...]:
+    """Nothing behind so many neighbours that are always there can be looked at."""
+    certain = 0
+    for count, neighbour in enumerate(found, start=1):
+        certain += neighbour.block is None
+        if certain == enough:
+            return tuple(found[:count])
+    return tuple(found)
+
+
+def _integer(indices: NDArray[np.int64], precision: int | None) -> NDArray[np.int64]:
+    """1 where the layer runs in integers (its first value), 0 where in float."""
+    if precision is None:
+        return np.zeros(len(indices), dtype=np.int64)
+    return np.asarray(indices[:, precision] == 0, dtype=np.int64)
+
+
+def _nearest(
+    indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...], depth: int
+) -> list[NDArray[np.int64]]:
+    """States of the nearest candidates that are not dropped; ``_NONE`` where there are no more in sight."""
+    states = [np.full(len(indices), _NONE, dtype=np.int64) for _ in range(depth)]
+    for candidate in candidates:
+        ends = 2 * _integer(indices, candidate.first) + _integer(indices, candidate.last)
+        here = np.ones(len(indices), dtype=bool)
+        if candidate.block is not None:
+            here = indices[:, candidate.block] == 1
+        for state in states:
+            free = here & (state == _NONE)
+            state[free] = ends[free]
+            here = here & ~free
+    return states
