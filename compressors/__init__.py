@@ -8,6 +8,7 @@ from compressors.loading import load, rebuild, save
 from compressors.plan import ActivationScale, Plan, WeightScale
 from compressors.preparation import fold_norms, foldable, prepare
 from compressors.quantization import QuantizedNetwork
+from compressors.recipe import CompressionRecipe
 from compressors.skeleton import Skeleton
 from compressors.structure import Structure, analyse
 
@@ -15,6 +16,7 @@ __all__ = [
     "ActivationScale",
     "Choices",
     "Compressed",
+    "CompressionRecipe",
     "Compressor",
     "ExportError",
     "ExportedNetwork",

@@ -27,12 +27,14 @@ from compressors.quantization import (
     quantized_sites,
     round_bias,
 )
+from compressors.recipe import CompressionRecipe
 from compressors.refit import Refitter, Target, collect_targets, refittable
 from compressors.structure import RECTIFIERS, Structure, analyse, inside
 
 # Calibration images run together where nothing has to be solved: their maps are small enough to be allocated again
 # and again without asking the operating system for pages.
 _BATCH = 32
+DEFAULT_RECIPE = CompressionRecipe()
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,23 @@ class Choices:
     Attributes:
         keep: pruning group root to number of channels kept; groups left out stay whole.
         dropped: residual blocks left out.
-        integer: layers run with 8-bit weights and activations.
+        integer: layers run with quantized weights and activations.
+        weight_bits, activation_bits: of integer layers; 8 where left out.
+        rank: layer path to the rank of its factorization; layers left out are not factored.
+        sparsity: layer path to its share of zero weights; layers left out stay dense.
+        patterns: layer path to (N, M): N of every M weights along the input are nonzero.
+        codebook: layer path to its number of shared weight values.
     """
 
     keep: Mapping[str, int] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     integer: frozenset[str] = frozenset()
+    weight_bits: Mapping[str, int] = field(default_factory=dict)
+    activation_bits: Mapping[str, int] = field(default_factory=dict)
+    rank: Mapping[str, int] = field(default_factory=dict)
+    sparsity: Mapping[str, float] = field(default_factory=dict)
+    patterns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    codebook: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Compressor:
         network: prepared (``preparation.prepare``).
         images: calibration images float [n, C, H, W]: for the refit and for activation ranges.
         groups: from ``groups.find_groups`` on this network.
-        criterion: channel importance, see ``importance``.
+        recipe: what is done besides the choices.
         reduce_range: keep integer weights within 63, for processors whose int8 product saturates at 16 bits.
         places: positions an image in the refit.
     """
@@ -90,7 +103,7 @@ class Compressor:
         network: nn.Module,
         images: Tensor,
         groups: list[PruningGroup],
-        criterion: str = "l1",
+        recipe: CompressionRecipe = DEFAULT_RECIPE,
         reduce_range: bool = False,
         places: int = 24,
     ) -> None:
@@ -102,7 +115,8 @@ class Compressor:
         self.folded = copy.deepcopy(network)
         fold_norms(self.folded, list(self.folded_pairs))
         self.structure: Structure = analyse(self.folded, images[:2])
-        self.rankings = {g.root: ranking(self.folded, g, criterion) for g in groups}
+        self.rankings = {g.root: ranking(self.folded, g, recipe.criterion) for g in groups}
+        self.recipe = recipe
         self._limit = 63 if reduce_range else 127
         self._places = places
         self._targets: dict[str, Target] | None = None

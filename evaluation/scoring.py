@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressors.call_graph import channels_last
-from compressors.compressor import Compressed, Compressor
+from compressors.compressor import DEFAULT_RECIPE, Compressed, Compressor
 from compressors.errors import ExportError
 from compressors.exported import ExportedNetwork
 from compressors.plan import Plan
+from compressors.recipe import CompressionRecipe
 from evaluation.errors import ScoringError
 from evaluation.intervals import mean_ci95
 from evaluation.splits import Examples
@@ -165,14 +166,14 @@ class ScorerBuilder:
         original: prepared network.
         network_space: as built by the driver.
         images: file written by ``save_images``.
-        criterion, reduce_range: see ``Compressor``.
+        recipe, reduce_range: see ``Compressor``.
         metric: see ``PolicyScorer``.
     """
 
     original: nn.Module
     network_space: NetworkSpace
     images: Path
-    criterion: str = "l1"
+    recipe: CompressionRecipe = DEFAULT_RECIPE
     reduce_range: bool = False
     metric: Metric | None = None
 
@@ -180,7 +181,7 @@ class ScorerBuilder:
         tensors = load_file(self.images)
         groups = list(self.network_space.groups.values())
         compressor = Compressor(
-            self.original, tensors["calibration"], groups, self.criterion, self.reduce_range
+            self.original, tensors["calibration"], groups, self.recipe, self.reduce_range
         )
         examples = Examples(tensors["inputs"], tensors["targets"])
         return PolicyScorer(compressor, self.network_space, examples, self.metric)

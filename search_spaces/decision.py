@@ -11,11 +11,16 @@ from search_spaces.errors import SpaceError
 
 
 class DecisionKind(StrEnum):
-    """What a decision chooses. Values are integers: channels, bits, or 0 (drop) and 1 (keep)."""
+    """What a decision chooses. Values are integers: channels, bits, ranks, percent of weights that stay, or 0
+    (drop) and 1 (keep)."""
 
     CHANNELS = "channels"
     BLOCK = "block"
     PRECISION = "precision"
+    WEIGHT_BITS = "weight_bits"
+    ACTIVATION_BITS = "activation_bits"
+    RANK = "rank"
+    SPARSITY = "sparsity"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compressors import Compressor, TraceError, fold_norms, foldable, prepare
+from compressors.recipe import CompressionRecipe
 from compressors.structure import analyse, example_input
 from evaluation.errors import DataError
 from evaluation.scoring import PolicyScorer, ScorerBuilder, save_images
@@ -72,7 +73,7 @@ class JobSetup:
             self.network.prepared,
             self.network.network_space,
             images,
-            self.spec.space.criterion,
+            self.compressor.recipe,
             self.target.reduce_range,
             self.data.evaluate,
         )
@@ -158,7 +159,7 @@ def load_job(
         network.prepared,
         calibration.inputs,
         list(network.network_space.groups.values()),
-        spec.space.criterion,
+        CompressionRecipe(criterion=spec.space.criterion),
         target.reduce_range,
     )
     return JobSetup(spec, target, network, data, splits, calibration, search, compressor)

@@ -76,7 +76,7 @@ def make_kit(
     network_space = network.network_space
     images = torch.randn(_IMAGES, *shape, generator=torch.Generator().manual_seed(0))
     groups = list(network_space.groups.values())
-    compressor = Compressor(network.prepared, images, groups, "l1", target.reduce_range)
+    compressor = Compressor(network.prepared, images, groups, reduce_range=target.reduce_range)
     graphs = Graphs(compressor, network_space, target)
     policies = kit_policies(network_space, samples)
     timed = spread(macs(network_space, policies), TIMED)

@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 def compressor() -> Compressor:
     images = torch.randn(32, *SHAPE, generator=torch.Generator().manual_seed(1))
-    return Compressor(network(), images, [], "l1", False)
+    return Compressor(network(), images, [])
 
 
 def executed(model: onnx.ModelProto, path: Path) -> list[onnx.NodeProto]:

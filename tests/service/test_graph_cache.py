@@ -29,7 +29,7 @@ def loaded() -> LoadedNetwork:
 @pytest.fixture(scope="module")
 def compressor(loaded: LoadedNetwork) -> Compressor:
     groups = list(loaded.network_space.groups.values())
-    return Compressor(loaded.prepared, torch.randn(8, *SHAPE), groups, "l1", False)
+    return Compressor(loaded.prepared, torch.randn(8, *SHAPE), groups)
 
 
 def plain(found: tuple[list[KernelUse], int]) -> tuple[list[tuple[str, str, int]], int]:

@@ -1,0 +1,46 @@
+"""How a policy becomes a network without training: which channels stay, what is solved anew, how ranges are found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from compressors.errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class CompressionRecipe:
+    """See the module's docstring.
+
+    Attributes:
+        criterion: channel importance, see ``importance``.
+        refit: layers whose inputs were pruned are solved anew by least squares (``refit``).
+        statistics: means and variances of pruned layers are brought back to those of the original.
+        calibration: how activation ranges are found: ``minmax``, ``percentile``, ``mse`` or ``entropy``.
+        bias_correction: what weight rounding shifts on average is taken back in the bias.
+        equalization: weight ranges of neighbouring layers are evened out before quantization.
+        adaround: weights are rounded up or down by what reconstructs the layer's output best.
+    """
+
+    criterion: str = "l1"
+    refit: bool = True
+    statistics: bool = False
+    calibration: str = "minmax"
+    bias_correction: bool = False
+    equalization: bool = False
+    adaround: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CompressionRecipe:
+        """Raises PlanError for an unknown field."""
+        unknown = sorted(set(data) - {f.name for f in fields(cls)})
+        if unknown:
+            raise PlanError(
+                f"unknown fields in a compression recipe: {', '.join(unknown)}; "
+                f"known: {', '.join(f.name for f in fields(cls))}"
+            )
+        return cls(**data)
