@@ -8,8 +8,10 @@ from pathlib import Path
 
 from compressors import Compressed
 from compressors.exporter import export_onnx, save_onnx
+from latency_tables import TableStore
 from search_spaces import Evaluation, Policy, Pricer
 from service.file_check import FileCosts, check_for
+from service.finalist_kernels import FinalistKernels
 from service.job_setup import JobSetup
 from service.prices import Prices
 from service.search_loop import Trial
@@ -92,6 +94,7 @@ class FinalistPicker:
         limits: the job's bounds.
         workdir: exported files go into its hidden folder.
         check, stage: as everywhere.
+        store: tables that get the kernels timed for finalists.
     """
 
     def __init__(
@@ -102,9 +105,11 @@ class FinalistPicker:
         workdir: Path,
         check: Callable[[], None],
         stage: Stage,
+        store: TableStore,
     ) -> None:
         self._setup = setup
         self._prices = prices
+        self.kernels = FinalistKernels(setup.target, store, stage, check)
         self.pricer = prices.pricer.with_limits(limits)
         self._folder = workdir / ".finalists"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -161,10 +166,19 @@ class FinalistPicker:
             evaluation = self._scorer.score_compressed(compressed)
         file = self._folder / f"{policy.digest}.onnx"
         save_onnx(export_onnx(compressed.network, compressed.plan, self._setup.target.batch), file)
+        self._settle(file)
         costs = self._file_check(file)
         macs = self.pricer.costs(policy)["macs"]
         violations = costs.violations(self.pricer.limits, macs)
         return Finalist(policy, compressed, evaluation, file, costs, violations)
+
+    def _settle(self, file: Path) -> None:
+        """Times those of the file's kernels that were modelled, and prices by what they took."""
+        prices = self.kernels.settle(self._prices, self._setup.target.kernels(file))
+        if prices is not self._prices:
+            self._prices = prices
+            models = {**self.pricer.models, "latency_ms": prices.pricer.models["latency_ms"]}
+            self.pricer = Pricer(self.pricer.space, models, self.pricer.limits)
 
     def _file_check(self, file: Path) -> FileCosts:
         target = self._setup.target

@@ -41,10 +41,12 @@ class Rows:
         table: rows that are known.
         pinned: key to microseconds, alone and cold, as an earlier attempt at the job used them.
         pinned_energies: key to microjoules, net and gross; null where unknown.
+        pinned_modelled: keys of the pinned ones that were modelled.
 
     Attributes:
         used: what was asked for, as ``pinned``; zeros where unknown.
         energies: likewise, as ``pinned_energies``.
+        modelled: keys of those used whose time was told from others', or is unknown.
         unknown: key to each kernel nobody can price.
     """
 
@@ -53,6 +55,7 @@ class Rows:
         table: LatencyTable,
         pinned: Mapping[str, Sequence[float]],
         pinned_energies: Mapping[str, Sequence[float] | None] | None = None,
+        pinned_modelled: Iterable[str] = (),
     ) -> None:
         self._table = table
         self._found: dict[str, Row | None] = {}
@@ -61,6 +64,7 @@ class Rows:
             key: None if pair is None else (pair[0], pair[1])
             for key, pair in (pinned_energies or {}).items()
         }
+        self.modelled = set(pinned_modelled)
         self.unknown: dict[str, Kernel] = {}
 
     def row(self, kernel: Kernel) -> Row | None:
@@ -78,10 +82,13 @@ class Rows:
             row = self.row(kernel)
             if row is None:
                 self.unknown[kernel.key] = kernel
+                self.modelled.add(kernel.key)
                 self.used[kernel.key] = (0.0, 0.0)
             else:
                 cold = row.median_us if row.cold_us is None else row.cold_us
                 self.used[kernel.key] = (row.median_us, cold)
+                if row.provenance == "modelled":
+                    self.modelled.add(kernel.key)
         return self.used[kernel.key]
 
     def us(self, kernel: Kernel) -> float:
@@ -114,6 +121,26 @@ class Rows:
             if self.is_modelled(use.kernel) and (row := self.row(use.kernel)) is not None:
                 variance += (use.count * row.sigma_us) ** 2
         return math.sqrt(variance) / total if total else 0.0
+
+    def stale(self, table: LatencyTable, kernels: Iterable[Kernel]) -> list[Kernel]:
+        """Kernels whose cost was told from others' and that the table has measured rows of by now."""
+        found = {kernel.key: kernel for kernel in kernels if kernel.key in self.modelled}
+        rows = {key: table.lookup(kernel) for key, kernel in found.items()}
+        return [
+            found[key]
+            for key, row in rows.items()
+            if row is not None and row.provenance != "modelled"
+        ]
+
+    def renewed(self, table: LatencyTable, kernels: Iterable[Kernel]) -> Rows:
+        """The same costs, but of the given kernels what the table says."""
+        keys = {kernel.key for kernel in kernels}
+        return Rows(
+            table,
+            {key: us for key, us in self.used.items() if key not in keys},
+            {key: uj for key, uj in self.energies.items() if key not in keys},
+            self.modelled - keys,
+        )
 
     @cached_property
     def _estimator(self) -> Estimator:

@@ -16,6 +16,7 @@ from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
 from compressors.loading import PLAN_FILE
 from evaluation.scoring import outputs_of
+from latency_tables import TableStore
 from latency_tables.errors import TrimtabError
 from latency_tables.table_target import runner
 from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
@@ -114,9 +115,15 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         raise SearchFailed(
             f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}"
         )
-    picker = FinalistPicker(setup, prices, limits, hidden, context.check, context.stage)
+    store = TableStore(context.data_dir / "tables")
+    picker = FinalistPicker(setup, prices, limits, hidden, context.check, context.stage, store)
     finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
     policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
+    notes += picker.kernels.notes
+    if picker.kernels.timed:
+        notes.append(
+            f"{picker.kernels.timed} kernels of finalists that were modelled during the search were timed"
+        )
     if picker.repaired:
         notes.append(
             f"prices were corrected {len(picker.corrections)} times by what finalists took; "

@@ -118,11 +118,12 @@ def learn_prices(
             "share": share,
             "rows": {key: list(us) for key, us in lookup.used.items()},
             "energies": {key: pair and list(pair) for key, pair in lookup.energies.items()},
+            "modelled": sorted(lookup.modelled),
             **made,
         },
     )
     unknown = sorted(kernel.describe() for kernel in lookup.unknown.values())
-    lookup = Rows(table, pinned["rows"], pinned.get("energies"))
+    lookup = Rows(table, pinned["rows"], pinned.get("energies"), pinned.get("modelled", ()))
     anchors: NetworkTimes
     if target.can_measure:
         anchors = Anchors.fit(

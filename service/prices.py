@@ -98,6 +98,26 @@ class Prices:
     energy: EnergyCosts | None = None
     energy_fit: LatencyFit | None = None
 
+    def with_table(self, table: LatencyTable, uses: Sequence[KernelUse]) -> Prices:
+        """Learned again where the table has measured some of the kernels that were modelled before.
+
+        The networks the prices are anchored on keep the sums they were anchored with.
+
+        Args:
+            uses: of a network that is about to be reported.
+        """
+        stale = self.learned.rows.stale(table, [use.kernel for use in uses])
+        if not stale:
+            return self
+        rows = self.learned.rows.renewed(table, stale)
+        learned = replace(
+            self.learned,
+            rows=rows,
+            sums=tuple(Sums.of(graph.uses, rows) for graph in self.learned.graphs),
+        )
+        pricer, fit = learned.price(self.anchors)
+        return replace(self, pricer=pricer, fit=fit, table=table, learned=learned)
+
     def with_finalist(self, uses: Sequence[KernelUse], ratio: float) -> Prices:
         """Learned again with a network that was timed because the search ended at it.
 

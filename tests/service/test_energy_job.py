@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from latency_tables import TableStore
 from latency_tables.exclusive import HostToken
 from latency_tables.ort import OrtTarget
 from search_spaces import BudgetError, Evaluation
@@ -133,7 +134,8 @@ def test_the_winner_is_metered_beside_the_uncompressed_network(
 ) -> None:
     setup, prices, _ = job
     limits = {"energy_mj": 0.7 * prices.uncompressed["energy_mj"]}
-    picker = FinalistPicker(setup, prices, limits, tmp_path, lambda: None, lambda *_: None)
+    store = TableStore(tmp_path / "tables")
+    picker = FinalistPicker(setup, prices, limits, tmp_path, lambda: None, lambda *_: None, store)
     scorer = setup.scorer()
     trials = []
     for k, policy in enumerate(sample_policies(setup.network.network_space, 2, seed=5)):

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from search_spaces import Evaluation, Policy, Pricer
+from latency_tables import TableStore
+from search_spaces import Evaluation, Policy
 from search_spaces.latency_model import sample_policies
+from service.anchors import Anchors, Sums
 from service.demo_networks import train_digits_cnn
+from service.finalist_kernels import FinalistKernels
 from service.finalists import FinalistPicker
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
+from service.kernel_rows import Rows
 from service.price_setup import Prices, learn_prices
 from service.search_loop import Trial
 from service.sources import Sources
@@ -49,16 +53,24 @@ def job(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[JobSe
 
 def wrong_by(prices: Prices, factor: float) -> Prices:
     """Prices that call everything so many times as dear as it is."""
-    models = dict(prices.pricer.models)
-    models["latency_ms"] = models["latency_ms"].scaled(factor)
-    return replace(prices, pricer=Pricer(prices.pricer.space, models))
+    anchors = prices.anchors
+    assert isinstance(anchors, Anchors)
+    wrong = replace(
+        anchors,
+        float_ms_per_us=factor * anchors.float_ms_per_us,
+        integer_ms_per_us=factor * anchors.integer_ms_per_us,
+        fixed_ms=factor * anchors.fixed_ms,
+    )
+    pricer, fit = prices.learned.price(wrong)
+    return replace(prices, pricer=pricer, fit=fit, anchors=wrong)
 
 
 def picker_of(
     job: tuple[JobSetup, Prices], prices: Prices, folder: Path, share: float = 0.6
 ) -> FinalistPicker:
     limits = {"latency_ms": share * prices.uncompressed["latency_ms"]}
-    return FinalistPicker(job[0], prices, limits, folder, lambda: None, lambda *_: None)
+    store = TableStore(folder / "tables")
+    return FinalistPicker(job[0], prices, limits, folder, lambda: None, lambda *_: None, store)
 
 
 def trials_within(picker: FinalistPicker, setup: JobSetup, count: int) -> list[Trial]:
@@ -112,3 +124,50 @@ def test_a_timed_network_is_priced_as_it_was_timed(job: tuple[JobSetup, Prices])
     # What needs no timing stays.
     assert again.pricer.costs(policy)["macs"] == prices.pricer.costs(policy)["macs"]
     assert space is again.pricer.space
+
+
+def test_modelled_kernels_of_a_finalist_are_timed_before_it_is_reported(
+    job: tuple[JobSetup, Prices], tmp_path: Path
+) -> None:
+    setup, prices = job
+    graph = prices.learned.graphs[3]
+    uses = list(graph.uses)
+    measured = [u.kernel for u in uses if prices.table.lookup(u.kernel) is not None]
+    # As if two of its kernels had been told from others', one of them four times too dear.
+    lost = {kernel.key for kernel in measured[:2]}
+    rows = Rows(
+        prices.table,
+        {
+            key: (4 * us[0], 4 * us[1]) if key == measured[0].key else us
+            for key, us in prices.learned.rows.used.items()
+        },
+        pinned_modelled=lost,
+    )
+    sums = tuple(Sums.of(g.uses, rows) for g in prices.learned.graphs)
+    guessed = replace(prices, learned=replace(prices.learned, rows=rows, sums=sums))
+    kernels = FinalistKernels(
+        setup.target, TableStore(tmp_path / "empty"), lambda *_: None, lambda: None
+    )
+    settled = kernels.settle(guessed, uses)
+    assert kernels.timed == 2 and not kernels.notes
+    again = settled.learned.rows
+    assert not again.modelled
+    true = prices.learned.rows.used[measured[0].key][0]
+    assert again.of(measured[0])[0] < 2 * true
+    assert again.used[measured[2].key] == prices.learned.rows.used[measured[2].key]
+    # Nothing is left to be timed.
+    assert kernels.settle(settled, uses) is settled
+    assert kernels.timed == 2
+
+
+def test_a_finalist_whose_kernels_were_all_measured_costs_no_timing(
+    job: tuple[JobSetup, Prices], tmp_path: Path
+) -> None:
+    setup, prices = job
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("nothing is to be timed")
+
+    kernels = FinalistKernels(setup.target, TableStore(tmp_path), refuse, lambda: None)
+    uses = [u for u in prices.learned.graphs[2].uses if prices.table.lookup(u.kernel) is not None]
+    assert kernels.settle(prices, uses) is prices
