@@ -72,7 +72,7 @@ def learn(source: str, args: argparse.Namespace) -> tuple[Pricer, float]:
     network = load_network(source, sources, None, shape, target)
     images = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     groups = list(network.network_space.groups.values())
-    compressor = Compressor(network.prepared, images, groups, "l1", target.reduce_range)
+    compressor = Compressor(network.prepared, images, groups, reduce_range=target.reduce_range)
     graphs = Graphs(compressor, network.network_space, target)
     space = network.network_space.space
     found = [

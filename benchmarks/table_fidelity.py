@@ -81,7 +81,7 @@ def one(source: str, args: argparse.Namespace, data_dir: Path, scratch: Path) ->
     network = load_network(source, sources, None, shape, target, args.scope)
     images = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     groups = list(network.network_space.groups.values())
-    compressor = Compressor(network.prepared, images, groups, "l1", target.reduce_range)
+    compressor = Compressor(network.prepared, images, groups, reduce_range=target.reduce_range)
     workdir = scratch / source.replace(":", "-").replace("/", "-")
     workdir.mkdir(parents=True, exist_ok=True)
     prices = learn_prices(

@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     network_space = network.network_space
     images = torch.randn(16, *shape, generator=torch.Generator().manual_seed(0))
     groups = list(network_space.groups.values())
-    compressor = Compressor(network.prepared, images, groups, "l1", target.reduce_range)
+    compressor = Compressor(network.prepared, images, groups, reduce_range=target.reduce_range)
     begun = time.monotonic()
     graphs = Graphs(compressor, network_space, target)
     sampled = read(graphs, as_job(network_space, target, args.samples), "sampled policies")
