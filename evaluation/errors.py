@@ -24,3 +24,10 @@ class TuningError(TrimtabError):
 
     slug = "tuning"
     title = "Fine-tuning failed"
+
+
+class RecordingError(TrimtabError):
+    """A recording of evaluations is missing, damaged or of another version."""
+
+    slug = "recording"
+    title = "Unusable recording"
