@@ -18,6 +18,7 @@ from torch import nn
 
 from compressors.errors import ExportError
 from compressors.float_layers import keep_float
+from compressors.narrow_levels import narrow_levels
 from compressors.plan import Plan, WeightScale
 from compressors.quantization import QuantizedNetwork
 
@@ -86,6 +87,7 @@ def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelPro
     model = onnx.load_from_string(buffer.getvalue())
     _strip_prefix(model.graph)
     _unshare_initializers(model.graph)
+    narrow_levels(model.graph, wrapped.traced, plan.activations)
     if plan.weights:
         _quantize_weights(model.graph, plan.weights)
     keep_float(model.graph)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 import compressors.compressor as module
 from compressors import Compressor, analyse, prepare
+from compressors.calibration import RangeObserver
 from compressors.compressor import Choices, overwriting
-from compressors.quantization import RangeObserver
-from compressors.refit import RIDGE, solve
+from compressors.least_squares import RIDGE
+from compressors.refit import solve
 from compressors.structure import example_input
 from tests.compressors.test_export import choices_of, compressor_of
 from tests.networks import SHAPE, SMALL
@@ -93,7 +94,7 @@ def test_solving_is_ridge_regression_towards_the_present_weights(bias: bool) -> 
     y = torch.randn(300, 4, generator=generator)
     before = y.clone()
     w0 = layer.weight.detach().double()
-    solve(layer, x, y)
+    solve(layer, x[None].clone(), y)
     assert torch.equal(y, before)
     centred, goal = x.double(), y.double()
     if bias:

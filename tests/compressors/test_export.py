@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from compressors import Compressor, Plan, PlanError, Skeleton, find_groups, load, prepare, save
+from compressors.calibration import fit_activation
 from compressors.compressor import Choices
 from compressors.errors import PruningError
 from compressors.exporter import export_onnx, save_onnx
-from compressors.quantization import fit_activation, fit_weight, quantize_weight
 from compressors.structure import example_input
+from compressors.weight_grid import fit_weight, quantize_weight
 from latency_tables import parse_target
 from tests.networks import SHAPE, SMALL, PadResNet, needs_zoo, randomized, zoo
 
@@ -147,7 +148,7 @@ def test_weights_lie_on_their_grid_and_zero_channels_divide() -> None:
     scale = fit_weight(weight)
     integers = quantize_weight(weight, scale)
     assert integers.abs().amax(dim=(1, 2, 3)).tolist() == [127, 127, 0, 127]
-    assert fit_weight(weight, limit=63).limit == 63
+    assert fit_weight(weight, reduce_range=True).limit == 63
 
 
 def test_activation_scales_cover_zero_and_stay_below_a_cap() -> None:
