@@ -1,0 +1,142 @@
+"""A bound on the packed file's size, from the space it opens to the file that keeps it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import trimtab
+from compressors.packed import PACKED_FILE, unpack
+from latency_tables import TableStore
+from service.demo_networks import digits_cnn
+from service.finalists import FinalistPicker
+from service.job_setup import load_job
+from service.job_spec import JobSpec
+from service.local_context import LocalContext
+from service.packed_prices import packed_size
+from service.pipeline import run_job
+from service.planning import plan
+from service.price_setup import learn_prices
+from service.search_loop import Trial
+from service.sources import Sources
+
+SHARE = 0.08
+
+
+def spec_of(**changes: Any) -> JobSpec:
+    fields: dict[str, Any] = {
+        "model": {"source": "python:service.demo_networks:digits_cnn"},
+        "data": {"source": "digits"},
+        "budget": {"packed_size": SHARE},
+        # Nothing is timed there, and the bound holds all the same.
+        "target": "sim-bitfusion",
+        "agent": {"name": "random", "evaluations": 4},
+        "search_images": 200,
+    }
+    return JobSpec.model_validate(fields | changes)
+
+
+def run(spec: JobSpec, out: Path, data_dir: Path) -> dict[str, Any]:
+    with LocalContext(spec, out, data_dir, Sources(), None, threads=1) as context:
+        return run_job(spec, context)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_samples() -> Iterator[None]:
+    """Latencies do not matter here, and sizes are priced well enough by fewer files.
+
+    Neither does accuracy: the network is not trained.
+    """
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.price_setup.SAMPLES", 40)
+        patch.setattr("service.planning.SAMPLES", 40)
+        patch.setattr("service.packed_prices.SAMPLES", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, data_dir: Path
+) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("packed")
+    return out, run(spec_of(), out, data_dir)
+
+
+def test_the_bound_holds_on_the_file_itself(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    size = (out / PACKED_FILE).stat().st_size
+    assert report["compressed"]["packed_bytes"] == size
+    whole = report["baseline"]["packed_bytes"]
+    assert report["met_budget"] and size <= SHARE * whole
+    assert report["budget_limits"]["packed_bytes"] == pytest.approx(SHARE * whole)
+    # The packed baseline is the float network without loss, a little smaller than its raw numbers.
+    parameters = sum(p.numel() for p in digits_cnn().parameters())
+    assert report["weight_bytes"] <= 4 * parameters
+    assert 0.8 * report["weight_bytes"] < whole < 1.1 * report["weight_bytes"]
+    for reference in report["references"].values():
+        assert reference is None or reference["packed_bytes"] > 0
+
+
+def test_the_packed_file_is_the_network(finished: tuple[Path, dict[str, Any]]) -> None:
+    out, report = finished
+    plan_text, data = unpack((out / PACKED_FILE).read_bytes())
+    assert plan_text == (out / "plan.json").read_text()
+    assert data == (out / "model.safetensors").read_bytes()
+    inputs = torch.rand(8, 1, 8, 8)
+    packed, loose = trimtab.load(digits_cnn, out / PACKED_FILE), trimtab.load(digits_cnn, out)
+    assert torch.equal(packed(inputs), loose(inputs))
+    zeros = {row["path"]: row["zeros"] for row in report["layers"] if row["zeros"]}
+    tensors = load_file(out / "model.safetensors")
+    for path, share in zeros.items():
+        assert float((tensors[f"{path}.weight"] == 0).float().mean()) >= share - 0.02
+
+
+def test_prices_far_too_low_are_corrected_by_what_finalists_really_take(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    spec = spec_of(space={"scope": "quantize"})
+    setup = load_job(spec, Sources(), None)
+    prices = learn_prices(
+        setup.compressor, setup.network.network_space, setup.target, data_dir, tmp_path,
+        lambda *_: None, lambda: None, budget=spec.budget,
+    )  # fmt: skip
+    limit = 0.12 * prices.uncompressed["packed_bytes"]
+    wrong = replace(prices, pricer=prices.pricer.corrected("packed_bytes", 0.6))
+    store = TableStore(tmp_path / "tables")
+    picker = FinalistPicker(
+        setup, wrong, {"packed_bytes": limit}, tmp_path, lambda: None, lambda *_: None, store
+    )
+    whole = picker.pricer.space.uncompressed()
+    policy = picker.pricer.fill(picker.pricer.repair(whole))
+    # It would not be taken if its file were not packed.
+    assert picker.pricer.within(policy)
+    assert "packed_bytes" in picker.measure(policy).violations
+    (winner,) = picker.pick([Trial(0, policy, setup.scorer().score(policy))], 1)
+    assert winner.met and winner.policy != policy
+    assert winner.costs.quantities["packed_bytes"] == packed_size(winner.compressed) <= limit
+
+
+def test_bits_and_zeros_are_offered_for_a_packed_bound_alone() -> None:
+    def kinds(**changes: Any) -> set[str]:
+        setup = load_job(spec_of(**changes), Sources(), None)
+        return {d.kind.value for d in setup.network.network_space.space.decisions}
+
+    assert kinds() >= {"weight_bits", "sparsity"}
+    assert not kinds(budget={"size": 0.5}) & {"weight_bits", "sparsity"}
+    assert kinds(space={"scope": "prune"}) & {"weight_bits", "sparsity"} == {"sparsity"}
+    assert kinds(space={"scope": "quantize"}) == {"precision", "weight_bits"}
+
+
+def test_the_dry_run_names_the_smallest_packed_file(tmp_path: Path) -> None:
+    found = plan(spec_of(space={"scope": "prune"}), Sources(), None, tmp_path)
+    smallest = found["smallest"]["packed_bytes"]
+    assert smallest["value"] > 0 and smallest["fraction"] < 0.2
+    assert json.loads(json.dumps(found))["counts"]["sparsity"] > 0
