@@ -1,52 +1,109 @@
-"""Trains a pruned network with the original as its teacher."""
+"""Fine-tuning: distilled with the norms in place, then trained on the integers the network will run in."""
 
 from __future__ import annotations
 
 import copy
-import json
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from compressors.augmentation import NAMES, Augmentation
+from compressors.compressor import Choices, Compressed, Compressor
+from compressors.distillation import feature_paths
+from compressors.errors import TrainingError
+from compressors.factored_structure import factored_structure
+from compressors.gradual_pruning import InputFade, fade
+from compressors.low_rank import install
 from compressors.plan import Plan
 from compressors.preparation import fold_norms, unfold_norms
 from compressors.pruner import Skip, drop_blocks, slice_channels
+from compressors.qat import (
+    PLAIN_BITS,
+    QuantizationAware,
+    folded_scales,
+    grids_of,
+    on_grid,
+    plain_state,
+    round_weights,
+    unfolded_scales,
+)
+from compressors.schedule import folded_rate, peak_rate
+from compressors.sparsity import keep_zeros, thin_again
+from compressors.training import Course, Training
+from compressors.training_images import TrainingImages
 
 STATE_FILE = "state.safetensors"
-PROGRESS_FILE = "progress.json"
+INTEGER_STATE_FILE = "integer.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to train.
+    """How to fine-tune.
 
     Attributes:
-        epochs: passes over the training images.
-        rate: peak learning rate of SGD with Nesterov momentum 0.9; warms up over the first twentieth, then
-            falls as a cosine to zero.
+        epochs: passes over the training images, both parts together.
+        rate: peak learning rate while norms are in place; ``schedule.peak_rate`` when None.
         batch: images a step.
-        temperature, hard: distillation loss ``(1 - hard) T^2 KL + hard CE`` (Hinton et al. 2015, arXiv
-            1503.02531, section 2).
+        temperature, hard: of ``distillation.logit_loss``.
+        features: weight of ``distillation.feature_loss``.
         decay: weight decay.
-        augment: ``crop_flip`` (pad by an eighth, random crop, random mirror) or ``none``.
+        augment: see ``augmentation.Augmentation.named``.
         seed: of order and augmentation.
+        integer_epochs: how many of the epochs train the folded network on its grids (``qat``); a tenth when None, and
+            none of fewer than three. Networks without integer layers have none.
+        gradual: channels fade out in the course of the training (``gradual_pruning``) instead of being gone from its
+            start; takes the time of the unpruned network.
+        half: bfloat16 where norms are in place; on GPUs when None.
     """
 
     epochs: int
-    rate: float = 0.02
+    rate: float | None = None
     batch: int = 128
     temperature: float = 4.0
     hard: float = 0.1
+    features: float = 0.0
     decay: float = 5e-4
     augment: str = "crop_flip"
     seed: int = 0
+    integer_epochs: int | None = None
+    gradual: bool = False
+    half: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.augment not in NAMES:
+            raise TrainingError(f"unknown augmentation {self.augment!r}; known: {', '.join(NAMES)}")
+        if self.epochs < 1 or not 0 <= (self.integer_epochs or 0) <= self.epochs:
+            raise TrainingError(
+                f"{self.epochs} epochs, {self.integer_epochs} of them on integers: at least one in all, "
+                "and no more on integers than in all"
+            )
+        if self.batch < 2:
+            raise TrainingError(f"a batch norm cannot train on batches of {self.batch}")
+
+    def parts(self, quantized: bool) -> tuple[int, int]:
+        """Epochs with norms in place, and on the grids."""
+        if not quantized:
+            return self.epochs, 0
+        tenth = max(1, self.epochs // 10) if self.epochs > 2 else 0
+        last = tenth if self.integer_epochs is None else self.integer_epochs
+        return self.epochs - last, last
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+        """Raises TrainingError for an unknown field or a value that cannot be."""
+        unknown = sorted(set(data) - {f.name for f in dataclasses.fields(cls)})
+        if unknown:
+            raise TrainingError(f"unknown fields in a fine-tuning recipe: {', '.join(unknown)}")
+        return cls(**data)
 
 
 def trainable(original: nn.Module, compressed: nn.Module, plan: Plan) -> nn.Module:
@@ -67,7 +124,8 @@ def trainable(original: nn.Module, compressed: nn.Module, plan: Plan) -> nn.Modu
         if kept is not None:
             channels[norm] = {"both": kept}
     slice_channels(network, channels)
-    alive = [pair for pair in plan.folded if _exists(network, pair[0])]
+    install(network, plan.ranks)
+    alive = [pair for pair in plan.normed if _exists(network, pair[0])]
     folded_norms = {path for pair in alive for path in (f"{pair[0]}.weight", f"{pair[0]}.bias")}
     state = {k: v for k, v in compressed.state_dict().items() if k not in folded_norms}
     network.load_state_dict(state, strict=False)
@@ -80,7 +138,7 @@ def trainable(original: nn.Module, compressed: nn.Module, plan: Plan) -> nn.Modu
 def folded(network: nn.Module, plan: Plan) -> nn.Module:
     """A trained network in the form a plan describes: norms folded, eval mode."""
     network = copy.deepcopy(network).eval()
-    fold_norms(network, [pair for pair in plan.folded if _exists(network, pair[0])])
+    fold_norms(network, [pair for pair in plan.normed if _exists(network, pair[0])])
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     return network
@@ -95,125 +153,210 @@ def _exists(network: nn.Module, path: str) -> bool:
     return True
 
 
-def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Random crop out of a padded image and random mirror, each image its own.
+class Finetuning:
+    """The fine-tuning of one compressed network, epoch by epoch; goes on where ``directory`` says it stopped.
 
     Args:
-        images: float [n, channels, height, width].
+        compressor: of the original; calibrates once the norms are folded.
+        start: the network to begin with and its plan. Below 8 bits give a network whose weights are not rounded yet.
+        images: what may be trained on; never calibration, search or test images.
+        recipe: how.
+        directory: gets the state.
+        device: where to train.
+
+    Raises:
+        TrainingError: the directory belongs to another training, or the recipe cannot serve this plan.
     """
-    n, _, height, width = images.shape
-    pad = max(1, height // 8)
-    padded = F.pad(images, (pad, pad, pad, pad))
-    top = torch.randint(0, 2 * pad + 1, (n,), generator=generator)
-    left = torch.randint(0, 2 * pad + 1, (n,), generator=generator)
-    rows = top.view(n, 1) + torch.arange(height)
-    columns = left.view(n, 1) + torch.arange(width)
-    flip = torch.rand(n, generator=generator) < 0.5
-    columns[flip] = columns[flip].flip(1)
-    which = torch.arange(n).view(n, 1, 1)
-    return (
-        padded[which, :, rows.view(n, height, 1), columns.view(n, 1, width)]
-        .permute(0, 3, 1, 2)
-        .contiguous()
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        start: Compressed,
+        images: TrainingImages,
+        recipe: Recipe,
+        directory: Path,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self._compressor, self._start, self._images = compressor, start, images
+        self.recipe, self._directory = recipe, directory
+        self._device = torch.device(device)
+        self._first, self._last = recipe.parts(start.plan.quantized)
+        self._paths = feature_paths(compressor.structure) if recipe.features else ()
+        self._training: Training | None = None
+        self._plan = start.plan
+        self._grids: QuantizationAware | None = None
+        self._loss_with_norms = math.nan
+        if self._first:
+            self._training = self._with_norms()
+        if self._training is None or (self._training.finished and self._last):
+            self._to_integers()
+
+    @property
+    def epochs(self) -> int:
+        return self._first + self._last
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        before = self._first if self._grids is not None else 0
+        return before + self._current.epoch
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.epochs
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the last epoch of this run; NaN before the first."""
+        loss = self._current.loss
+        return self._loss_with_norms if math.isnan(loss) else loss
+
+    @property
+    def network(self) -> nn.Module:
+        """What is being trained, in eval mode between epochs: with norms, or on its grids."""
+        return self._current.network
+
+    def advance(self) -> bool:
+        """One step; True where it completed an epoch. See ``Training.advance``."""
+        if not self._current.advance():
+            return False
+        if self._current.finished and self._grids is None and self._last:
+            self.store()
+            self._loss_with_norms = self._current.loss
+            self._to_integers()
+        return True
+
+    def store(self) -> None:
+        """Keeps the state of the last finished epoch."""
+        self._current.store()
+
+    def result(self) -> Compressed:
+        """The network as trained so far, on the grids it will be exported with; on the CPU."""
+        network, plan = self._calibrated() if self._grids is None else self._grids.result()
+        structure = factored_structure(self._compressor.structure, plan.ranks)
+        made = on_grid(network, plan, structure)
+        zeros, codebook = self._start.zeros, self._start.codebook
+        thin_again(made.network, plan.weights, zeros, codebook)
+        return dataclasses.replace(made, zeros=zeros, codebook=codebook)
+
+    @property
+    def _current(self) -> Training:
+        assert self._training is not None
+        return self._training
+
+    def _course(self, epochs: int, peak: float, half: bool, decay: float) -> Course:
+        recipe, shape = self.recipe, self._images.shape
+        image = len(shape) == 3
+        return Course(
+            epochs=epochs,
+            peak=peak,
+            batch=recipe.batch,
+            temperature=recipe.temperature,
+            hard=recipe.hard,
+            features=recipe.features if self._paths else 0.0,
+            feature_paths=self._paths,
+            decay=decay,
+            augmentation=Augmentation.named(recipe.augment if image else "none", shape[-1]),
+            seed=recipe.seed,
+            half=half,
+        )
+
+    def _network_with_norms(self) -> nn.Module:
+        """The start with its norms in place: pruned, or with the channels that are to fade out."""
+        plan, compressor = self._start.plan, self._compressor
+        if not self.recipe.gradual:
+            return trainable(compressor.original, self._start.network, plan)
+        network = copy.deepcopy(compressor.folded)
+        drop_blocks(network, plan.dropped)
+        return trainable(compressor.original, network, dataclasses.replace(plan, channels={}))
+
+    def _with_norms(self) -> Training:
+        recipe, plan = self.recipe, self._start.plan
+        few_bits = any(scale.bits < PLAIN_BITS for scale in plan.weights.values())
+        if recipe.gradual and (few_bits or self._start.zeros or plan.ranks):
+            raise TrainingError(
+                "channels cannot fade out of weights of less than 8 bits, with zeros among them, or of factored "
+                "layers; leave gradual out"
+            )
+        network = self._network_with_norms()
+        fades: tuple[InputFade, ...] = ()
+        if recipe.gradual:
+            fades = tuple(fade(network, plan.channels))
+        else:
+            round_weights(network, unfolded_scales(network, plan))
+            keep_zeros(network, self._start.zeros)
+        batch = min(recipe.batch, len(self._images))
+        peak = peak_rate(batch, self._first, few_bits) if recipe.rate is None else recipe.rate
+        half = self._device.type == "cuda" if recipe.half is None else recipe.half
+        course = self._course(self._first, peak, half, recipe.decay)
+        file = self._directory / STATE_FILE
+        return Training(
+            network, self._compressor.folded, self._images, course, file, self._device, fades
+        )
+
+    def _calibrated(self) -> tuple[nn.Module, Plan]:
+        """The network as trained with norms, folded and pruned, and its plan with new grids."""
+        plan = self._start.plan
+        if not self._first:
+            return copy.deepcopy(self._start.network), plan
+        trained = self._network_with_norms()
+        trained.load_state_dict(plain_state(self._current.network))
+        if self.recipe.gradual:
+            made = folded(trained, dataclasses.replace(plan, channels={}))
+            slice_channels(made, plan.channels)
+            return made, self._fresh_grids(made, {})
+        made = folded(trained, plan)
+        grids = folded_scales(trained, plan, grids_of(self._current.network))
+        return made, self._fresh_grids(made, grids)
+
+    def _fresh_grids(self, network: nn.Module, learned: Mapping[str, Any]) -> Plan:
+        plan = self._start.plan
+        if not plan.quantized:
+            return plan
+        choices = choices_of(plan, self._compressor)
+        found = self._compressor.requantize(network, choices, plan.channels).plan
+        weights = {**found.weights, **learned}
+        return dataclasses.replace(plan, weights=weights, activations=found.activations)
+
+    def _to_integers(self) -> None:
+        network, self._plan = self._calibrated()
+        self._grids = QuantizationAware(network, self._plan)
+        keep_zeros(self._grids.inner_network, self._start.zeros)
+        # Autocast would round what lies on the grids again.
+        peak = folded_rate(min(self.recipe.batch, len(self._images)))
+        course = self._course(self._last, peak, half=False, decay=0.0)
+        file = self._directory / INTEGER_STATE_FILE
+        self._training = Training(
+            self._grids, self._compressor.folded, self._images, course, file, self._device
+        )
+
+
+def choices_of(plan: Plan, compressor: Compressor) -> Choices:
+    """The quantization a plan asks for, as choices."""
+    from compressors.quantization import past_dropped
+
+    structure = factored_structure(compressor.structure, plan.ranks)
+    resolve = past_dropped(structure, plan.dropped)
+    reads = {path: resolve(structure.layer(path).input) for path in plan.weights}
+    return Choices(
+        dropped=plan.dropped,
+        integer=frozenset(plan.weights),
+        weight_bits={path: scale.bits for path, scale in plan.weights.items()},
+        activation_bits={path: plan.activations[site].bits for path, site in reads.items()},
     )
 
 
-def finetune(
-    network: nn.Module,
-    teacher: nn.Module,
-    dataset: Any,
-    indices: Sequence[int],
-    recipe: Recipe,
-    directory: Path,
-    after_epoch: Callable[[int, nn.Module], None],
-) -> nn.Module:
-    """Trains in place, epoch by epoch; goes on where ``directory`` says an earlier run stopped.
+def finetune(finetuning: Finetuning, after_epoch: Callable[[int, nn.Module], None]) -> Compressed:
+    """Runs all epochs that are left and stores each.
 
     Args:
-        network: from ``trainable``.
-        teacher: the original, eval mode.
-        dataset: of ``(input, class index)`` pairs.
-        indices: what may be trained on.
-        directory: gets the state after every epoch (momentum is not kept: a resumed run warms it up anew).
         after_epoch: told the number of finished epochs and the network in eval mode; what it raises ends the
-            training.
+            training. Told once too where an earlier attempt had finished and could not report it.
     """
-    start = _resume(network, directory)
-    # Channels last is the faster layout for training on processors and GPUs alike; results do not depend on it.
-    network.to(memory_format=torch.channels_last)
-    teacher = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.rate, momentum=0.9, nesterov=True, weight_decay=recipe.decay
-    )
-    steps = max(1, math.ceil(len(indices) / recipe.batch))
-    total = steps * recipe.epochs
-    step = start * steps
-    for epoch in range(start, recipe.epochs):
-        generator = torch.Generator().manual_seed(recipe.seed * 1000 + epoch)
-        order = torch.randperm(len(indices), generator=generator).tolist()
-        network.train()
-        for first in range(0, len(order), recipe.batch):
-            chosen = [dataset[indices[i]] for i in order[first : first + recipe.batch]]
-            if len(chosen) < 2:
-                continue  # a batch norm cannot train on one image
-            images = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _ in chosen])
-            labels = torch.tensor([int(y) for _, y in chosen])
-            if recipe.augment == "crop_flip" and images.dim() == 4:
-                images = augmented(images, generator)
-            if images.dim() == 4:
-                images = images.contiguous(memory_format=torch.channels_last)
-            for group in optimizer.param_groups:
-                group["lr"] = recipe.rate * _schedule(step, total)
-            loss = _loss(network(images), teacher, images, labels, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
-            optimizer.step()
-            step += 1
-        network.eval()
-        _store(network, directory, epoch + 1)
-        after_epoch(epoch + 1, network)
-    if start >= recipe.epochs:
-        after_epoch(
-            start, network.eval()
-        )  # finished by an earlier attempt that could not report it
-    return network.eval()
-
-
-def _loss(
-    outputs: Tensor, teacher: nn.Module, images: Tensor, labels: Tensor, recipe: Recipe
-) -> Tensor:
-    with torch.no_grad():
-        wanted = teacher(images)
-    t = recipe.temperature
-    soft = F.kl_div(
-        F.log_softmax(outputs / t, 1),
-        F.log_softmax(wanted / t, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return (1 - recipe.hard) * t * t * soft + recipe.hard * F.cross_entropy(outputs, labels)
-
-
-def _schedule(step: int, total: int) -> float:
-    warm = max(1, total // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
-
-
-def _resume(network: nn.Module, directory: Path) -> int:
-    progress, state = directory / PROGRESS_FILE, directory / STATE_FILE
-    if not (progress.exists() and state.exists()):
-        return 0
-    network.load_state_dict(load_file(state))
-    return int(json.loads(progress.read_text())["epochs"])
-
-
-def _store(network: nn.Module, directory: Path, epochs: int) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    part = directory / (STATE_FILE + ".part")
-    save_file({k: v.detach().contiguous().clone() for k, v in network.state_dict().items()}, part)
-    part.replace(directory / STATE_FILE)
-    (directory / PROGRESS_FILE).write_text(json.dumps({"epochs": epochs}))
+    if finetuning.finished:
+        after_epoch(finetuning.epoch, finetuning.network.eval())
+    while not finetuning.finished:
+        if finetuning.advance():
+            finetuning.store()
+            after_epoch(finetuning.epoch, finetuning.network)
+    return finetuning.result()

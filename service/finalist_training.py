@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
-from compressors import Compressed
-from compressors.finetuning import STATE_FILE, Recipe, finetune, folded, trainable
+from compressors import Compressed, Compressor
+from compressors.finetuning import Finetuning, Recipe, finetune
+from compressors.training_images import DatasetImages
 from evaluation.scoring import ScorerBuilder
 from evaluation.tuning import Tuner
 from search_spaces import Evaluation
@@ -25,7 +28,7 @@ def finetuned(
     workdir: Path,
     stage: Stage,
 ) -> tuple[list[tuple[Finalist, Compressed, Evaluation]], list[str]]:
-    """Fine-tunes finalists with the original as teacher and quantizes them anew.
+    """Fine-tunes finalists with the original as teacher, on their grids at the end.
 
     Returns:
         Each trained finalist with its new network and its search score, and notes for the report.
@@ -34,7 +37,13 @@ def finetuned(
     stage(
         "finetune", f"training {len(finalists)} finalists for {spec.finetune.epochs} epochs", 0, 0
     )
-    recipe = Recipe(spec.finetune.epochs, augment=_augment(setup), seed=spec.agent.seed)
+    recipe = Recipe(
+        spec.finetune.epochs,
+        augment=_augment(setup),
+        features=spec.finetune.features,
+        gradual=spec.finetune.gradual,
+        seed=spec.agent.seed,
+    )
     dataset = setup.data.train if setup.data.finetune is None else setup.data.finetune
     train = TrainFinalist(setup, finalists, dataset, recipe, builder)
     # A later attempt may pick other finalists; each set has checkpoints of its own.
@@ -45,11 +54,7 @@ def finetuned(
     notes = []
     for one in tuned:
         finalist = finalists[one.finalist]
-        plan = finalist.compressed.plan
-        network = trainable(setup.network.prepared, finalist.compressed.network, plan)
-        network.load_state_dict(load_file(one.directory / STATE_FILE))
-        choices = setup.network.network_space.choices(finalist.policy)
-        compressed = setup.compressor.requantize(folded(network, plan), choices)
+        compressed = train.begun(one.finalist, one.directory, setup.compressor).result()
         results.append((finalist, compressed, scorer.score_compressed(compressed)))
         if one.epochs < spec.finetune.epochs:
             notes.append(
@@ -69,28 +74,28 @@ class TrainFinalist:
 
     setup: JobSetup
     finalists: list[Finalist]
-    dataset: object
+    dataset: Any
     recipe: Recipe
     builder: ScorerBuilder
 
+    def begun(self, index: int, directory: Path, compressor: Compressor) -> Finetuning:
+        """A finalist's fine-tuning as its directory left it."""
+        images = DatasetImages(self.dataset, self.setup.splits.training)
+        start = self.finalists[index].compressed
+        return Finetuning(compressor, start, images, self.recipe, directory)
+
     def __call__(self, index: int, directory: Path, report: Callable[[int, float], None]) -> None:
-        finalist = self.finalists[index]
-        plan = finalist.compressed.plan
-        network = trainable(self.setup.network.prepared, finalist.compressed.network, plan)
         scorer = self.builder()
-
-        def after(epoch: int, trained: object) -> None:
-            from torch import nn
-
-            assert isinstance(trained, nn.Module)
-            report(epoch, scorer.score_network(trained).score)
-
-        finetune(
-            network,
-            self.setup.network.folded,
-            self.dataset,
-            self.setup.splits.training,
-            self.recipe,
-            directory,
-            after,
+        calibration = load_file(self.builder.images)["calibration"]
+        compressor = Compressor(
+            self.setup.network.prepared,
+            calibration,
+            [],
+            self.builder.recipe,
+            self.builder.reduce_range,
         )
+
+        def after(epoch: int, network: nn.Module) -> None:
+            report(epoch, scorer.score_network(network).score)
+
+        finetune(self.begun(index, directory, compressor), after)
