@@ -21,7 +21,7 @@ class LocalPool:
         self._factory = factory
         self._threads = threads
         self._scorer: Scorer | None = None
-        self._waiting: deque[tuple[int, Policy]] = deque()
+        self._waiting: deque[tuple[int, Policy, float | None]] = deque()
         self._tickets = 0
 
     @property
@@ -32,10 +32,10 @@ class LocalPool:
     def in_flight(self) -> int:
         return len(self._waiting)
 
-    def submit(self, policy: Policy) -> int:
+    def submit(self, policy: Policy, score_to_beat: float | None = None) -> int:
         ticket = self._tickets
         self._tickets += 1
-        self._waiting.append((ticket, policy))
+        self._waiting.append((ticket, policy, score_to_beat))
         return ticket
 
     def wait(self, timeout: float | None = None) -> list[Finished]:  # noqa: ARG002
@@ -48,8 +48,8 @@ class LocalPool:
             return []
         if self._scorer is None:
             self._scorer = self._build()
-        ticket, policy = self._waiting.popleft()
-        return [Finished(ticket, outcome_of(self._scorer, policy))]
+        ticket, policy, score_to_beat = self._waiting.popleft()
+        return [Finished(ticket, outcome_of(self._scorer, policy, score_to_beat))]
 
     def close(self) -> None:
         self._waiting.clear()

@@ -13,7 +13,9 @@ from search_spaces.policy import Policy
 _log = logging.getLogger(__name__)
 
 
-def outcome_of(scorer: Scorer, policy: Policy) -> Evaluation | Failure:
+def outcome_of(
+    scorer: Scorer, policy: Policy, score_to_beat: float | None = None
+) -> Evaluation | Failure:
     """Scores while holding the host's token shared, so that nobody times meanwhile.
 
     A policy that breaks its network must not end the search: whatever scoring raises becomes a
@@ -21,7 +23,7 @@ def outcome_of(scorer: Scorer, policy: Policy) -> Evaluation | Failure:
     """
     with HostToken().computing():
         try:
-            return scorer.score(policy)
+            return scorer.score(policy, score_to_beat)
         except TrimtabError as error:
             return Failure(error.detail)
         except Exception as error:

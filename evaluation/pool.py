@@ -13,8 +13,12 @@ from search_spaces.policy import Policy
 class Scorer(Protocol):
     """Scores policies one after another in one process. See ``evaluation.scoring``."""
 
-    def score(self, policy: Policy) -> Evaluation:
+    def score(self, policy: Policy, score_to_beat: float | None = None) -> Evaluation:
         """Applies the policy to a copy of the network and scores it.
+
+        Args:
+            score_to_beat: a policy that surely scores less need not be scored precisely; its evaluation's interval
+                says how precisely it was. The result depends on nothing but the two arguments.
 
         Raises:
             TrimtabError: the policy gives no valid network; the pool turns it into a Failure.
@@ -51,8 +55,8 @@ class EvaluatorPool(Protocol):
     @property
     def in_flight(self) -> int: ...
 
-    def submit(self, policy: Policy) -> int:
-        """Starts an evaluation; returns its ticket."""
+    def submit(self, policy: Policy, score_to_beat: float | None = None) -> int:
+        """Starts an evaluation (see ``Scorer.score``); returns its ticket."""
 
     def wait(self, timeout: float | None = None) -> list[Finished]:
         """Blocks until at least one evaluation is done, or the timeout (seconds) passes (then empty)."""

@@ -29,7 +29,7 @@ class TestScorer:
 
     folder: Path
 
-    def score(self, policy: Policy) -> Evaluation:
+    def score(self, policy: Policy, score_to_beat: float | None = None) -> Evaluation:
         value = policy.values[0]
         if value == FAILS:
             raise ScoringError("this policy gives no valid network")
@@ -39,7 +39,8 @@ class TestScorer:
         if value == DIES or (value == DIES_ONCE and not marker.exists()):
             marker.touch()
             os._exit(1)
-        return Evaluation(scores=(float(value),), interval=(0.0, 1.0))
+        low = 0.0 if score_to_beat is None else score_to_beat
+        return Evaluation(scores=(float(value),), interval=(low, 1.0))
 
 
 def scorers(folder: Path) -> ScorerFactory:
@@ -93,6 +94,19 @@ class PoolContract:
         finally:
             pool.close()
         assert scores == {ticket: float(value) for ticket, value in tickets.items()}
+
+    def test_the_score_to_beat_reaches_the_scorer(self, tmp_path: Path) -> None:
+        pool = self.make(scorers(tmp_path))
+        try:
+            tickets = {pool.submit(policy(1), beat): beat for beat in (-3.0, None, -7.0)}
+            lows = {
+                item.ticket: item.outcome.interval[0]
+                for item in drain(pool)
+                if isinstance(item.outcome, Evaluation)
+            }
+        finally:
+            pool.close()
+        assert lows == {ticket: beat or 0.0 for ticket, beat in tickets.items()}
 
     def test_nothing_in_flight_is_nothing_to_wait_for(self, tmp_path: Path) -> None:
         pool = self.make(scorers(tmp_path))

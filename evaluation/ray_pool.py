@@ -44,16 +44,17 @@ class Evaluator:
         if torch := sys.modules.get("torch"):
             torch.set_num_threads(1)
 
-    def score(self, policy: Policy) -> Evaluation | Failure:
+    def score(self, policy: Policy, score_to_beat: float | None) -> Evaluation | Failure:
         if self._scorer is None:
             raise ScoringError("the evaluator was not prepared")
-        return outcome_of(self._scorer, policy)
+        return outcome_of(self._scorer, policy, score_to_beat)
 
 
 @dataclass(slots=True)
 class _Task:
     ticket: int
     policy: Policy
+    score_to_beat: float | None
     tries: int = 0
 
 
@@ -110,11 +111,11 @@ class RayPool:
         busy = sum(worker.task is not None for worker in self._state.busy)
         return busy + len(self._state.queue)
 
-    def submit(self, policy: Policy) -> int:
+    def submit(self, policy: Policy, score_to_beat: float | None = None) -> int:
         state = self._state
         ticket = state.tickets
         state.tickets += 1
-        state.queue.append(_Task(ticket, policy))
+        state.queue.append(_Task(ticket, policy, score_to_beat))
         self._assign()
         return ticket
 
@@ -163,7 +164,8 @@ class RayPool:
         while state.queue and state.idle:
             worker = state.idle.pop(0)
             worker.task = state.queue.popleft()
-            worker.call = worker.actor.score.remote(worker.task.policy)
+            task = worker.task
+            worker.call = worker.actor.score.remote(task.policy, task.score_to_beat)
             state.busy.append(worker)
 
     def _collect(self, worker: _Worker) -> Finished | None:

@@ -28,6 +28,11 @@ class Examples:
     def __len__(self) -> int:
         return len(self.targets)
 
+    def spread(self, count: int) -> Examples:
+        """So many of them, see ``spread``."""
+        chosen = torch.tensor(spread(range(len(self)), count), dtype=torch.int64)
+        return Examples(self.inputs[chosen], self.targets[chosen])
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -71,6 +76,15 @@ def carve(train: int, validation: int | None, search_images: int) -> Splits:
         tuple(int(i) for i in chosen),
         tuple(int(i) for i in training),
     )
+
+
+def spread(indices: Sequence[int], count: int) -> tuple[int, ...]:
+    """So many of the indices, evenly spread over them: the first of sorted data would be of one class. All of them
+    where there are no more."""
+    if count >= len(indices):
+        return tuple(indices)
+    places = np.linspace(0, len(indices) - 1, count).round().astype(int)
+    return tuple(indices[int(place)] for place in places)
 
 
 def gather(dataset: Any, indices: Sequence[int], what: str) -> Examples:

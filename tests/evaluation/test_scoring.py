@@ -22,7 +22,7 @@ from evaluation.scoring import (
     outputs_of,
     save_images,
 )
-from evaluation.splits import Examples, carve, gather
+from evaluation.splits import Examples, carve, gather, spread
 from latency_tables import parse_target
 from search_spaces.network_space import build_space
 from tests.networks import SHAPE, PadResNet, randomized
@@ -169,3 +169,13 @@ def test_running_a_network_leaves_it_as_it_was() -> None:
     outputs = outputs_of(compressor.folded, examples.inputs)
     assert [p.stride() for p in compressor.folded.parameters()] == before
     torch.testing.assert_close(outputs, made.reference, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_of_the_examples_is_of_all_of_them() -> None:
+    assert spread(range(10), 10) == spread(range(10), 99) == tuple(range(10))
+    assert spread((5, 6, 7, 8, 9), 3) == (5, 7, 9) and spread((3, 4), 1) == (3,)
+    # Sorted by class: every class is there, and about equally.
+    examples = Examples(torch.arange(500.0).view(500, 1), torch.arange(500) // 50)
+    part = examples.spread(101)
+    assert len(part) == 101 and torch.bincount(part.targets).min() >= 10
+    assert torch.equal(part.inputs[:, 0].long() // 50, part.targets)

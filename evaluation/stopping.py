@@ -1,0 +1,42 @@
+"""Which policies are worth a score on every search image: those that may be among the best so far.
+
+A search asks for a hundred policies and keeps a few. A policy is scored on a share of the search images first, and on
+more only while it may still be one of the best ``CONTENDERS``. What the best are is told from the log of trials, never
+from what other workers happen to have finished: the same log gives the same scores.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+
+from evaluation.subsample import Estimate
+from search_spaces.evaluation import Evaluation, Failure
+
+# Best policies so far that a policy is held against. A job fine-tunes three finalists and may have to pass over as many
+# whose files turn out too slow, so the order of more than the first must be right.
+CONTENDERS = 6
+# Images after which is looked whether to go on; multiples of the batch the exported file takes.
+STAGES = (256, 512, 1024)
+# Standard errors below the last contender at which a policy is given up: one in 700 is so by bad luck.
+SURE = 3.0
+
+
+def bar(outcomes: Iterable[Evaluation | Failure], contenders: int = CONTENDERS) -> float | None:
+    """The score to beat: of the last of the best so far that keep the budget; None while there are too few.
+
+    Args:
+        outcomes: of distinct policies told so far.
+    """
+    scores = [o.score for o in outcomes if isinstance(o, Evaluation) and o.feasible]
+    return heapq.nlargest(contenders, scores)[-1] if len(scores) >= contenders else None
+
+
+def hopeless(estimate: Estimate, score_to_beat: float | None) -> bool:
+    """Whether a policy is surely below the bar on all search images; never without a bar."""
+    return score_to_beat is not None and estimate.mean + SURE * estimate.error < score_to_beat
+
+
+def stages(images: int) -> tuple[int, ...]:
+    """Numbers of images a score is looked at after, the last one all of them."""
+    return (*(n for n in STAGES if n < images), images)
