@@ -9,6 +9,7 @@ agree on what is quantized, whatever Python the network is written in.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class SiteMode(TorchFunctionMode):
 
     Args:
         stack: from ``module_stack``.
-        on_output: ``(site, output) -> output`` for every call that returns a tensor.
+        on_output: ``(site, output) -> output`` for every tensor that a call returns.
     """
 
     def __init__(self, stack: list[str], on_output: Callable[[str, Tensor], Tensor]) -> None:
@@ -167,7 +168,13 @@ class SiteMode(TorchFunctionMode):
         if not _counts(name, out):
             return out
         site = self.site(name)
-        return self._on_output(site, out) if isinstance(out, Tensor) else out
+        if isinstance(out, Tensor):
+            return self._on_output(site, out)
+        if type(out) not in (tuple, list):
+            return out
+        # Pieces of a split, named as the recorder names them.
+        pieces = [self._on_output(s, piece) for s, piece in zip(_piece_sites(site), _tensors(out))]
+        return type(out)(pieces) if len(pieces) == len(out) else out
 
 
 class _Recorder(SiteMode):
@@ -198,8 +205,7 @@ class _Recorder(SiteMode):
             return out  # computed from parameters alone
         if any(out is t for t in _tensors((args, kwargs))) and not _in_place(func, kwargs):
             return out  # dropout in eval mode and the like hand their input through
-        for k, tensor in enumerate(_tensors(out)):
-            own = site if k == 0 else f"{site}.{k}"
+        for own, tensor in zip(_piece_sites(site), _tensors(out)):
             self.calls.append(
                 Call(
                     own,
@@ -218,6 +224,13 @@ def _counts(name: str, out: Any) -> bool:
     """Whether a call is numbered: only those that give real numbers, because tracing turns arithmetic on
     shapes into integer tensors and must number the rest as a plain run does."""
     return name not in _IGNORED and any(t.is_floating_point() for t in _tensors(out))
+
+
+def _piece_sites(site: str) -> Iterator[str]:
+    """Names of the tensors that one call gives."""
+    yield site
+    for k in itertools.count(1):
+        yield f"{site}.{k}"
 
 
 def _in_place(func: Any, kwargs: dict[str, Any] | None) -> bool:

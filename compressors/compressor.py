@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressors.calibration import RangeObserver, activation_scales, observe, observer_of
 from compressors.call_graph import INPUT_SITE, SiteMode, channels_last, module_stack
+from compressors.equalization import equalizable, equalize
 from compressors.errors import PruningError
+from compressors.factored_structure import factored_structure
+from compressors.factorizer import Factorizer
 from compressors.groups import PruningGroup, channels_of
-from compressors.importance import ranking
+from compressors.importance import importances, ranking
+from compressors.integer_network import IntegerNetwork
+from compressors.layer_quantizer import LayerQuantizer
+from compressors.low_rank import Ranks, factors, install, installed_ranks, last_factor, ranks_of
 from compressors.plan import Plan
 from compressors.preparation import fold_norms, foldable
 from compressors.pruner import Channels, drop_blocks, slice_channels
-from compressors.quantization import (
-    QuantizedNetwork,
-    RangeObserver,
-    activation_scales,
-    fake_quantize_weight,
-    fit_weight,
-    past_dropped,
-    quantized_sites,
-    round_bias,
-)
+from compressors.quantization import asked_bits, quantized_sites
 from compressors.recipe import CompressionRecipe
-from compressors.refit import Refitter, Target, collect_targets, refittable
+from compressors.refit import Refitter, Target, collect_targets
+from compressors.sparsity import settle_zeros, thin, thins, zero_grids
+from compressors.statistics import NormOutput, Reestimator, downstream
 from compressors.structure import RECTIFIERS, Structure, analyse, inside
 
 # Calibration images run together where nothing has to be solved: their maps are small enough to be allocated again
 # and again without asking the operating system for pages.
 _BATCH = 32
+# Positions an image that the refit looks at.
+PLACES = 24
 DEFAULT_RECIPE = CompressionRecipe()
 
 
@@ -62,6 +65,28 @@ class Choices:
     patterns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     codebook: Mapping[str, int] = field(default_factory=dict)
 
+    def factored(self, ranks: Mapping[str, Ranks]) -> Choices:
+        """The same with what is chosen for a factored layer chosen for each of its factors."""
+        if not ranks:
+            return self
+
+        def spread(of: Mapping[str, Any]) -> dict[str, Any]:
+            return {
+                factor: value
+                for path, value in of.items()
+                for factor in (factors(path, ranks[path]) if path in ranks else (path,))
+            }
+
+        return replace(
+            self,
+            integer=frozenset(spread(dict.fromkeys(self.integer))),
+            weight_bits=spread(self.weight_bits),
+            activation_bits=spread(self.activation_bits),
+            sparsity=spread(self.sparsity),
+            patterns=spread(self.patterns),
+            codebook=spread(self.codebook),
+        )
+
 
 @dataclass(frozen=True)
 class Compressed:
@@ -71,16 +96,20 @@ class Compressed:
         network: float modules; weights of integer layers lie on their grid.
         plan: what was done.
         refitted: layers whose weights were solved anew.
+        zeros: which weights stayed, bool, of each layer that was given zeros; training must keep them.
+        codebook: layer path to its number of shared weight values.
     """
 
     network: nn.Module
     plan: Plan
     refitted: tuple[str, ...] = ()
+    zeros: Mapping[str, Tensor] = field(default_factory=dict)
+    codebook: Mapping[str, int] = field(default_factory=dict)
 
     def runnable(self) -> nn.Module:
-        """The network with its activation quantizers."""
+        """The network with its integer layers computed as the exported file computes them."""
         return (
-            QuantizedNetwork(self.network, self.plan.activations).eval()
+            IntegerNetwork(self.network, self.plan).eval()
             if self.plan.quantized
             else self.network
         )
@@ -96,6 +125,10 @@ class Compressor:
         recipe: what is done besides the choices.
         reduce_range: keep integer weights within 63, for processors whose int8 product saturates at 16 bits.
         places: positions an image in the refit.
+        labels: classes int64 [n] of the images, where there are any: for the criterion ``taylor``.
+
+    Raises:
+        PruningError: the recipe's criterion cannot rank the channels of this network.
     """
 
     def __init__(
@@ -105,7 +138,8 @@ class Compressor:
         groups: list[PruningGroup],
         recipe: CompressionRecipe = DEFAULT_RECIPE,
         reduce_range: bool = False,
-        places: int = 24,
+        places: int = PLACES,
+        labels: Tensor | None = None,
     ) -> None:
         self.original = network
         self.images = images
@@ -115,9 +149,19 @@ class Compressor:
         self.folded = copy.deepcopy(network)
         fold_norms(self.folded, list(self.folded_pairs))
         self.structure: Structure = analyse(self.folded, images[:2])
-        self.rankings = {g.root: ranking(self.folded, g, recipe.criterion) for g in groups}
+        found = importances(
+            self.folded,
+            groups,
+            recipe.criterion,
+            images=images,
+            labels=labels,
+            original=network,
+            norms=self.folded_pairs,
+        )
+        self.rankings = {root: ranking(importance) for root, importance in found.items()}
         self.recipe = recipe
-        self._limit = 63 if reduce_range else 127
+        observer_of(recipe.calibration, ())  # a method that does not exist is refused here, not at the first score
+        self._reduce_range = reduce_range
         self._places = places
         self._targets: dict[str, Target] | None = None
         self._overwriting = overwriting(self.structure)
@@ -138,7 +182,8 @@ class Compressor:
 
         Args:
             choices: what to keep.
-            refit: solve pruned layers anew (``refit``).
+            refit: reconstruct without training as the recipe says: pruned layers solved anew (``refit``), norms'
+                statistics estimated anew (``statistics``).
             quick: calibrate on two images; for graphs whose times matter and whose numbers do not.
 
         Raises:
@@ -148,45 +193,66 @@ class Compressor:
         network = copy.deepcopy(self.folded)
         drop_blocks(network, choices.dropped)
         slice_channels(network, channels)
-        return self._finish(network, channels, choices, refit, quick)
+        ranks = ranks_of(self.structure, self.folded, channels, choices.rank, choices.dropped)
+        return self._finish(network, channels, choices, ranks, refit, quick)
 
-    def requantize(self, network: nn.Module, choices: Choices) -> Compressed:
+    def requantize(
+        self, network: nn.Module, choices: Choices, channels: Channels | None = None
+    ) -> Compressed:
         """Calibrates and quantizes a network that was pruned by the same choices and then trained.
 
         Args:
-            network: float, folded, of the shape ``compress`` gives.
+            network: float, folded, of the shape ``compress`` gives; its layers are factored as they are.
+            channels: a plan's kept positions, where the choices do not say what was kept.
         """
-        return self._finish(
-            copy.deepcopy(network).eval(), self.channels(choices), choices, refit=False
-        )
+        kept = self.channels(choices) if channels is None else channels
+        ranks = installed_ranks(self.structure, network)
+        return self._finish(copy.deepcopy(network).eval(), kept, choices, ranks, refit=False)
 
     def _finish(
         self,
         network: nn.Module,
         channels: Channels,
         choices: Choices,
+        ranks: Mapping[str, Ranks],
         refit: bool,
         quick: bool = False,
     ) -> Compressed:
+        structure = factored_structure(self.structure, ranks)
+        choices = zero_grids(choices.factored(ranks))
+        whole = install(network, ranks)
+        factorizer = Factorizer(whole, ranks, self._places) if whole else None
+        if quick and factorizer is not None:
+            factorizer.scatter(network)
+            factorizer = None
         integer = [
             layer.path
-            for layer in self.structure.layers
+            for layer in structure.layers
             if layer.path in choices.integer and not inside(layer.path, choices.dropped)
         ]
-        sites = quantized_sites(self.structure, integer, choices.dropped)
-        refitted = self._pass(network, channels, choices, refit, sites, quick)
+        sites = quantized_sites(structure, integer, choices.dropped)
+        thinned = thins(choices)
+        watched = {} if thinned else sites
+        refitted = self._pass(network, channels, choices, refit, watched, quick, factorizer)
         observer, done = refitted
-        activations = activation_scales(sites, observer.ranges)
-        resolve = past_dropped(self.structure, choices.dropped)
-        weights = {}
-        for path in integer:
-            layer, module = self.structure.layer(path), network.get_submodule(path)
-            assert isinstance(module, nn.Conv2d | nn.Linear)
-            weights[path] = fit_weight(module.weight, self._limit)
-            module.weight.data = fake_quantize_weight(module.weight, weights[path])
-            if module.bias is not None and (layer.kind != "linear" or len(layer.input_shape) == 2):
-                reads = activations[resolve(layer.input)]
-                module.bias.data = round_bias(module.bias, weights[path], reads)
+        layers = [x.path for x in structure.layers if not inside(x.path, choices.dropped)]
+        zeros = thin(network, choices, layers) if thinned else {}
+        if thinned and sites:
+            # Ranges of the tensors that the network gives as it is now.
+            observer, _ = self._pass(network, channels, choices, False, sites, quick)
+        if self.recipe.equalization and integer and not quick:
+            pairs = equalizable(network, structure, choices.dropped)
+            equalize(network, pairs, self.images)
+            observer = observer_of(self.recipe.calibration, sites.values())
+            observe(network, observer, self.images)
+        asked = asked_bits(structure, integer, choices.activation_bits, choices.dropped)
+        activations = activation_scales(sites, observer, asked)
+        quantizer = LayerQuantizer(
+            structure, integer, choices.dropped, activations, choices.weight_bits, self._reduce_range,
+            DEFAULT_RECIPE if quick else self.recipe,
+        )  # fmt: skip
+        weights = quantizer.quantize(network, self.images[:2] if quick else self.images)
+        settle_zeros(network, weights, zeros)
         plan = Plan(
             folded=self.folded_pairs,
             dropped=choices.dropped,
@@ -194,8 +260,10 @@ class Compressor:
             weights=weights,
             activations=activations,
             input_shape=tuple(self.images.shape[1:]),
+            ranks=ranks,
         )
-        return Compressed(network, plan, tuple(done))
+        shared = {path: n for path, n in choices.codebook.items() if path in layers}
+        return Compressed(network, plan, tuple(done), zeros, shared)
 
     def _pass(
         self,
@@ -205,34 +273,60 @@ class Compressor:
         refit: bool,
         sites: dict[str, str],
         quick: bool,
+        factorizer: Factorizer | None = None,
     ) -> tuple[RangeObserver, list[str]]:
         """One pass over the calibration images: refits in order, watches ranges, checks the output.
 
-        A refit needs all images at once, since every layer is solved on what the solved ones before it give.
+        A refit needs all images at once, since every layer is solved on what the solved ones before it give; so do
+        statistics.
         """
-        observer = RangeObserver(set(sites.values()))
+        observer = observer_of(self.recipe.calibration, sites.values())
         pruned = [
             layer.path
             for layer in self.structure.layers
-            if "in" in channels.get(layer.path, {}) and not inside(layer.path, choices.dropped)
+            if {"in", "both"} & set(channels.get(layer.path, {}))
+            and not inside(layer.path, choices.dropped)
         ]
-        refit = refit and bool(pruned)
+        if factorizer is not None:
+            # Nothing behind the first factored layer reads quite what it read in the original.
+            paths = [layer.path for layer in self.structure.layers]
+            behind = paths[min(paths.index(path) for path in factorizer.ranks) :]
+            pruned += [p for p in behind if p not in pruned and not inside(p, choices.dropped)]
+        reconstruct = refit
+        reestimator = (
+            self._reestimator(
+                network, channels, choices, {} if factorizer is None else factorizer.ranks
+            )
+            if refit and self.recipe.statistics
+            else None
+        )
+        refit = refit and self.recipe.refit and bool(pruned)
+        fitted = factorizer is not None and reconstruct and self.recipe.data_aware
+        at_once = refit or fitted or reestimator is not None
         # Two images are enough for the guard alone.
-        images = self.images[:2] if quick or not (refit or sites) else self.images
+        images = self.images[:2] if quick or not (at_once or sites) else self.images
         outputs = {
-            path: torch.tensor(axes["out"], dtype=torch.long)
+            path: torch.tensor(kept, dtype=torch.long)
             for path, axes in channels.items()
-            if "out" in axes
+            if (kept := axes.get("out", axes.get("both"))) is not None
         }
         refitter = Refitter(self.targets() if refit else {}, outputs)
         handles = refitter.attach(network, pruned) if refit else []
+        if factorizer is not None and fitted:
+            handles += factorizer.attach(network, refitter)
+        elif factorizer is not None:
+            factorizer.fill(network)
+        see: Callable[[str, Tensor], Tensor] = observer.see
+        if reestimator is not None:
+            handles += reestimator.attach()
+            see = reestimator.before(see)
         observer.see(INPUT_SITE, images)
         rectifiers = self._rectifiers(network)
         for module in rectifiers:
             module.inplace = True  # type: ignore[assignment]
         try:
-            for part in torch.split(images, len(images) if refit else _BATCH):
-                with module_stack(network) as stack, torch.no_grad(), SiteMode(stack, observer.see):
+            for part in torch.split(images, len(images) if at_once else _BATCH):
+                with module_stack(network) as stack, torch.no_grad(), SiteMode(stack, see):
                     out = network(channels_last(part))
         except Exception as error:
             raise PruningError(
@@ -250,6 +344,32 @@ class Compressor:
             )
         return observer, refitter.refitted
 
+    def _reestimator(
+        self,
+        network: nn.Module,
+        channels: Channels,
+        choices: Choices,
+        ranks: Mapping[str, Ranks],
+    ) -> Reestimator | None:
+        """Of the layers behind what was changed; None where nothing was."""
+        # A factored layer computes something else, as one that reads fewer channels does.
+        changed: Channels = {**channels, **{path: {"in": ()} for path in ranks}}
+        layers, norms = downstream(self.structure, changed, choices.dropped)
+        folded = dict(self.folded_pairs)
+        outputs = {}
+        for path in layers:
+            if path in folded:
+                norm = self.original.get_submodule(folded[path])
+                assert isinstance(norm, nn.BatchNorm2d)
+                axes = channels.get(path, {})
+                kept = axes.get("out", axes.get("both"))
+                output = NormOutput.of(norm)
+                made = output if kept is None else output.take(torch.tensor(kept))
+                outputs[last_factor(path, ranks)] = made
+        factored = factored_structure(self.structure, ranks)
+        sites = {layer.path: layer.call for layer in factored.layers}
+        return Reestimator(network, outputs, sites, norms) if outputs or norms else None
+
     def _rectifiers(self, network: nn.Module) -> list[nn.Module]:
         """Modules of a compressed network that may overwrite their input."""
         modules = dict(network.named_modules())
@@ -259,10 +379,9 @@ class Compressor:
     def targets(self) -> dict[str, Target]:
         """Outputs of the original at sampled places, computed at the first need."""
         if self._targets is None:
-            readers = {m.path for g in self.groups.values() for m in g.members if m.axis == "in"}
-            wanted = [x.path for x in self.structure.layers if x.path in readers and refittable(x)]
+            readers = {m.path for g in self.groups.values() for m in g.members if m.axis != "out"}
             self._targets = collect_targets(
-                self.folded, self.structure, self.images, wanted, self._places
+                self.folded, self.structure, self.images, readers, self._places
             )
         return self._targets
 

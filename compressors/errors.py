@@ -31,3 +31,24 @@ class ExportError(TrimtabError):
 
     slug = "export"
     title = "Export failed"
+
+
+class QuantizationError(TrimtabError):
+    """A bit width or a calibration method that does not exist was asked for."""
+
+    slug = "quantization"
+    title = "Invalid quantization"
+
+
+class TrainingError(TrimtabError):
+    """A network cannot be trained as asked, or its training diverged."""
+
+    slug = "training"
+    title = "Training failed"
+
+
+class PackError(TrimtabError):
+    """A packed file is damaged or malformed, or a network cannot be packed."""
+
+    slug = "pack"
+    title = "Unusable packed file"

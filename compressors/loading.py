@@ -8,17 +8,19 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
 from torch import nn
 
 from compressors.errors import PlanError, PruningError
+from compressors.integer_network import IntegerNetwork
+from compressors.low_rank import install
+from compressors.packed.archive import unpack
+from compressors.packed.files import PLAN_FILE as PLAN_FILE
+from compressors.packed.files import WEIGHTS_FILE as WEIGHTS_FILE
+from compressors.packed.files import network_files
 from compressors.plan import Plan
 from compressors.preparation import fold_norms, prepare
 from compressors.pruner import drop_blocks, slice_channels
-from compressors.quantization import QuantizedNetwork
-
-PLAN_FILE = "plan.json"
-WEIGHTS_FILE = "model.safetensors"
 
 
 def rebuild(network: nn.Module, plan: Plan) -> nn.Module:
@@ -33,6 +35,7 @@ def rebuild(network: nn.Module, plan: Plan) -> nn.Module:
     fold_norms(network, list(plan.folded))
     drop_blocks(network, plan.dropped)
     slice_channels(network, plan.channels)
+    install(network, plan.ranks)
     return network
 
 
@@ -42,33 +45,36 @@ def save(network: nn.Module, plan: Plan, directory: Path) -> None:
     Args:
         network: as in ``Compressed.network``.
     """
-    tensors = {
-        name: value.detach().contiguous().clone() for name, value in network.state_dict().items()
-    }
-    save_file(tensors, directory / WEIGHTS_FILE)
-    (directory / PLAN_FILE).write_text(json.dumps(plan.to_json()))
+    text, weights = network_files(network, plan)
+    (directory / WEIGHTS_FILE).write_bytes(weights)
+    (directory / PLAN_FILE).write_text(text, encoding="utf-8")
 
 
-def load(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Module:
-    """The compressed network that a job left in a directory, equal in output to the one that was scored.
+def load(factory: Callable[[], nn.Module], path: str | Path) -> nn.Module:
+    """The compressed network that a job left, equal in output to the one that was scored.
 
     Args:
         factory: makes the original network (any weights; they are replaced).
-        directory: holds ``plan.json`` and ``model.safetensors``.
+        path: a directory with ``plan.json`` and ``model.safetensors``, or a packed file.
 
     Returns:
-        A network in eval mode; where it has integer layers their tensors are fake-quantized.
+        A network in eval mode; integer layers compute as in the exported file (``IntegerNetwork``).
 
     Raises:
         PlanError: a file is missing or malformed, or does not fit the factory's network.
+        PackError: the packed file is damaged.
         PruningError: the plan names modules the network lacks.
     """
-    directory = Path(directory)
+    path = Path(path)
     try:
-        plan = Plan.from_json(json.loads((directory / PLAN_FILE).read_text()))
-        tensors = load_file(directory / WEIGHTS_FILE)
+        if path.is_file():
+            text, weights = unpack(path.read_bytes())
+        else:
+            text = (path / PLAN_FILE).read_text(encoding="utf-8")
+            weights = (path / WEIGHTS_FILE).read_bytes()
+        plan, tensors = Plan.from_json(json.loads(text)), load_tensors(weights)
     except FileNotFoundError as error:
-        raise PlanError(f"no {Path(error.filename or WEIGHTS_FILE).name} in {directory}") from error
+        raise PlanError(f"no {Path(error.filename).name} in {path}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{PLAN_FILE} is not valid JSON: {error}") from error
     except SafetensorError as error:
@@ -82,4 +88,4 @@ def load(factory: Callable[[], nn.Module], directory: str | Path) -> nn.Module:
             raise PlanError(
                 f"{WEIGHTS_FILE} does not fit the factory's network: {'; '.join(lines)}"
             ) from error
-    return QuantizedNetwork(network, plan.activations).eval() if plan.quantized else network.eval()
+    return IntegerNetwork(network, plan).eval() if plan.quantized else network.eval()

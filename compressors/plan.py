@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from compressors.errors import PlanError
+from compressors.low_rank import last_factor
 from compressors.pruner import Channels
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
+# Older ones that are still read: what they lack was not there to be planned.
+_READ = (1, PLAN_VERSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Plan:
         weights: quantized layers.
         activations: quantized tensors by site (see ``call_graph``).
         input_shape: [C, H, W] the network was compressed for.
+        ranks: factored layers: (r,) between two factors, (r_in, r_out) around a k x k core (see ``low_rank``).
     """
 
     folded: tuple[tuple[str, str], ...] = ()
@@ -59,10 +63,16 @@ class Plan:
     weights: Mapping[str, WeightScale] = field(default_factory=dict)
     activations: Mapping[str, ActivationScale] = field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
+    ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def quantized(self) -> bool:
         return bool(self.weights)
+
+    @property
+    def normed(self) -> tuple[tuple[str, str], ...]:
+        """Pairs (layer, batch norm) as the compressed network has them: of a factored layer its last factor."""
+        return tuple((last_factor(layer, self.ranks), norm) for layer, norm in self.folded)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,15 +91,16 @@ class Plan:
                 s: {"bits": a.bits, "scale": a.scale, "zero_point": a.zero_point}
                 for s, a in self.activations.items()
             },
+            "ranks": {p: list(r) for p, r in self.ranks.items()},
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Plan:
         """Raises PlanError for another version or a malformed document."""
-        if not isinstance(data, Mapping) or data.get("version") != PLAN_VERSION:
+        if not isinstance(data, Mapping) or data.get("version") not in _READ:
             found = data.get("version") if isinstance(data, Mapping) else type(data).__name__
             raise PlanError(
-                f"plan version {found!r} is not supported; this Trimtab reads {PLAN_VERSION}"
+                f"plan version {found!r} is not supported; this Trimtab reads {', '.join(map(str, _READ))}"
             )
         try:
             return cls(
@@ -108,6 +119,7 @@ class Plan:
                     for s, a in data["activations"].items()
                 },
                 input_shape=tuple(data["input_shape"]),
+                ranks={p: tuple(r) for p, r in data.get("ranks", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"malformed plan: {type(error).__name__}: {error}") from error

@@ -12,12 +12,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from torch import nn
 
 from compressors.call_graph import INPUT_SITE
 from compressors.compressor import Choices, Compressor
 from compressors.errors import ExportError
 from compressors.exporter import export_onnx, scope_path
+from compressors.factored_nodes import ACTIVATION_STEP, WEIGHT_STEP, factored_nodes
 from compressors.float_layers import keep_float
+from compressors.head_constants import resize_heads
+from compressors.low_rank import Ranks, ranks_of
 from compressors.plan import ActivationScale, Plan, WeightScale
 from compressors.pruner import Channels
 from compressors.quantization import quantized_sites
@@ -52,15 +56,18 @@ class Skeleton:
             if call.function in RECTIFIERS or moved:
                 rectified.add(call.site)
         plan = Plan(
-            weights={p: WeightScale((0.01,) * x.out_channels) for p, x in self._layers.items()},
+            weights={
+                p: WeightScale((WEIGHT_STEP,) * x.out_channels) for p, x in self._layers.items()
+            },
             activations={
-                s: ActivationScale(0.02, 0 if s in rectified else 128) for s in everything
+                s: ActivationScale(ACTIVATION_STEP, 0 if s in rectified else 128) for s in everything
             },
             input_shape=tuple(compressor.images.shape[1:]),
         )
         self._model = export_onnx(compressor.folded, plan, batch)
         graph = self._model.graph
         self._initial = {i.name: i for i in graph.initializer}
+        self._refuse_other_sizes()
         order = [INPUT_SITE, *(c.site for c in structure.graph.calls)]
         sites = [s for s in order if s in everything]
         quantizers = [n for n in graph.node if n.op_type == "QuantizeLinear"]
@@ -81,6 +88,15 @@ class Skeleton:
             raise ExportError(
                 f"layers without a node in the exported graph: {', '.join(sorted(missing)[:5])}"
             )
+
+    def _refuse_other_sizes(self) -> None:
+        """Raises ExportError where pruning changes what cannot be found again in the graph."""
+        for group in self._compressor.groups.values():
+            for member in group.attached:
+                if member.axis.startswith("."):
+                    raise ExportError(f"{member.path} works with sizes that pruning changes")
+                if member.axis.isdigit() and member.path not in self._initial:
+                    raise ExportError(f"parameter {member.path} is exported in another form")
 
     def _owners(self, graph: onnx.GraphProto) -> dict[str, str]:
         """Node name to the layer that pays for it, one that runs whenever the node does.
@@ -150,16 +166,61 @@ class Skeleton:
             if source.op_type == "Conv" and "both" in channels.get(path, {}):
                 for attribute in node.attribute:
                     if attribute.name == "group":
-                        attribute.i = len(channels[path]["both"])
+                        kept, whole = len(channels[path]["both"]), self._made(path)
+                        attribute.i = attribute.i * kept // whole
+            if "heads" in channels.get(path, {}):
+                attention = self._compressor.folded.get_submodule(path)
+                resize_heads(node, attention, len(channels[path]["heads"]))
             nodes.append(node)
+        ranks = ranks_of(
+            structure, self._compressor.folded, channels, choices.rank, choices.dropped
+        )
+        factored, owner = self._factored(nodes, ranks, channels, set(integer))
         nodes = self._alive(nodes)
         for node in nodes:
             for name in node.input:
                 if name not in initializers:
-                    made = self._initializer(name, channels)
+                    made = factored.get(name) or self._initializer(name, channels)
                     if made is not None:
                         initializers[name] = made
-        return self._assemble(nodes, list(initializers.values()))
+        return self._assemble(nodes, list(initializers.values()), owner)
+
+    def _factored(
+        self,
+        nodes: list[onnx.NodeProto],
+        ranks: dict[str, Ranks],
+        channels: Channels,
+        integer: set[str],
+    ) -> tuple[dict[str, onnx.TensorProto], dict[str, str]]:
+        """Puts factors in the place of factored layers' nodes.
+
+        Returns:
+            The factors' initializers by name, and every node's owner.
+        """
+        initializers: dict[str, onnx.TensorProto] = {}
+        if not ranks:
+            return initializers, self._owner
+        owner = dict(self._owner)
+        expanded: list[onnx.NodeProto] = []
+        for node in nodes:
+            path = scope_path(node.name)
+            if node.op_type not in _COMPUTE or path not in ranks:
+                expanded.append(node)
+                continue
+            layer, axes = self._layers[path], channels.get(path, {})
+            made = factored_nodes(
+                node,
+                path,
+                ranks[path],
+                len(axes.get("in", range(layer.in_channels))),
+                len(axes.get("out", range(layer.out_channels))),
+                path in integer,
+            )
+            expanded += made.nodes
+            initializers |= made.initializers
+            owner |= {one.name: path for one in made.nodes}
+        nodes[:] = expanded
+        return initializers, owner
 
     def _aliases(self, sites: dict[str, str], dropped: tuple[str, ...]) -> dict[str, str]:
         """Tensor to the one that stands for it where quantizers are absent and blocks are bypassed."""
@@ -204,8 +265,10 @@ class Skeleton:
         else:
             shape, dtype = list(source.dims), onnx.helper.tensor_dtype_to_np_dtype(source.data_type)
         axes = channels.get(path, {})
-        if path not in self._layers and not axes:
+        bare = {int(axis): len(kept) for axis, kept in channels.get(name, {}).items()}
+        if path not in self._layers and not axes and not bare:
             return source
+        shape = [bare.get(axis, size) for axis, size in enumerate(shape)]
         out = axes.get("out", axes.get("both"))
         if out is not None and shape:
             transposed = self._transposed(name)
@@ -217,6 +280,12 @@ class Skeleton:
             # A bias must keep the product of its layer's scales, or the runtime leaves it float.
             fill = np.full(shape, numpy_helper.to_array(source).flat[0], dtype=dtype)
         return numpy_helper.from_array(fill, name)
+
+    def _made(self, path: str) -> int:
+        """Channels that a convolution makes uncompressed."""
+        convolution = self._compressor.folded.get_submodule(path)
+        assert isinstance(convolution, nn.Conv2d)
+        return convolution.out_channels
 
     def _transposed(self, name: str) -> bool:
         """Whether the exporter turned this weight round for a MatMul: [in, out]."""
@@ -231,12 +300,15 @@ class Skeleton:
         )
 
     def _assemble(
-        self, nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]
+        self,
+        nodes: list[onnx.NodeProto],
+        initializers: list[onnx.TensorProto],
+        owner: dict[str, str],
     ) -> onnx.ModelProto:
         rename: dict[str, str] = {}
         kept = {o.name for o in self._model.graph.output}
         for k, node in enumerate(nodes):
-            prefix = f"/{self._owner[node.name]}/{node.op_type}_{k}"
+            prefix = f"/{owner[node.name]}/{node.op_type}_{k}"
             node.name = prefix
             for j, name in enumerate(node.output):
                 if name and name not in kept:

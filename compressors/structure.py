@@ -29,6 +29,8 @@ MOVERS = frozenset(
     }
 )
 NORMS = frozenset({"batch_norm"})
+# What may lie between a residual sum and the end of its block.
+_HANDING_ON = RECTIFIERS | {"contiguous", "dropout", "flatten", "reshape", "unflatten", "view"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,24 +205,26 @@ def _blocks(network: nn.Module, graph: CallGraph, counts: dict[str, int]) -> tup
 
 
 def _adds_input(use: ModuleUse, by_site: dict[str, Call]) -> bool:
-    """Whether the block's output is its input plus something, up to a rectifier."""
-    site = use.output
-    for _ in range(8):
-        call = by_site.get(site or "")
-        if call is None:
-            return False
-        if call.function in RECTIFIERS or call.function == "dropout":
-            site = call.inputs[0]
-        elif call.function == "add" and call.module == use.path and len(call.inputs) == 2:
-            if use.input in call.inputs:
-                return True
-            # A transformer block adds twice: x + attention, then that + mlp.
-            earlier = [s for s in call.inputs if s in by_site and by_site[s].function == "add"]
-            if not earlier:
-                return False
-            site = earlier[0]
-        else:
-            return False
+    """Whether the block's output is its input plus something, up to rectifiers and reshapes.
+
+    A transformer block adds twice (x + attention, then that + mlp), perhaps on windows or flattened maps between.
+    """
+    seen: set[tuple[str, bool]] = set()
+    waiting = [
+        (use.output or "", False)
+    ]  # a tensor, and whether an addition lies between it and the output
+    while waiting:
+        site, added = waiting.pop()
+        if site == use.input and added:
+            return True
+        call = by_site.get(site)
+        if call is None or (site, added) in seen:
+            continue
+        seen.add((site, added))
+        if call.function == "add" and call.module == use.path and len(call.inputs) == 2:
+            waiting += [(before, True) for before in call.inputs]
+        elif call.function in _HANDING_ON and inside(call.module, (use.path,)):
+            waiting.append((call.inputs[0], added))
     return False
 
 

@@ -2,7 +2,7 @@
 
     TrimtabError
     ├── latency_tables.errors: KernelError, TableError, TargetError, MeasurementError
-    ├── compressors.errors: TraceError, PruningError, ExportError, PlanError
+    ├── compressors.errors: TraceError, PruningError, ExportError, PlanError, PackError
     ├── search_spaces.errors: PolicyError, BudgetError
     ├── agents.errors: AgentError
     ├── evaluation.errors: DataError, ScoringError

@@ -22,8 +22,12 @@ BUDGET_KEYS: dict[str, tuple[str, bool, float]] = {
     "macs_count": ("macs", True, 1.0),
 }
 
-# Quantities this version can price. The others are refused with a reason.
-PRICED = ("latency_ms", "energy_mj", "size_bytes", "macs")
+PACKED = "packed_bytes"
+
+
+def bounds_packed(budget: Mapping[str, float]) -> bool:
+    """Whether the packed file's size is bounded."""
+    return any(BUDGET_KEYS[key][0] == PACKED for key in budget)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +58,6 @@ class Budget:
                 raise BudgetError(
                     f"budget {key} is a fraction of the uncompressed network and must be below 1, not {value}"
                 )
-            if BUDGET_KEYS[key][0] not in PRICED:
-                raise BudgetError(
-                    f"budget {key}: no target of this version can price it; use "
-                    + ", ".join(k for k, v in BUDGET_KEYS.items() if v[0] in PRICED)
-                )
             checked.append((key, float(value)))
         return cls(tuple(sorted(checked)))
 
@@ -84,8 +83,8 @@ class Budget:
         """Absolute upper bounds per quantity, the tightest where two keys bound the same one.
 
         Args:
-            uncompressed: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``macs``) of the uncompressed
-                network.
+            uncompressed: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``packed_bytes``, ``macs``) of the
+                uncompressed network.
 
         Raises:
             BudgetError: a fraction is asked of a quantity that is not known.

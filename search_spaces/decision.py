@@ -57,7 +57,7 @@ class Decision:
         id: ``<module path>:<kind>``, stable across processes.
         kind: see ``DecisionKind``.
         values: allowed values in increasing order; the last is the uncompressed one
-            (all channels, block kept, highest precision).
+            (all channels, block kept, highest precision, all weights).
         block: id of the ``BLOCK`` decision this one lies within, or None. It is inactive where that block
             is dropped.
         features: of the layer the decision belongs to.

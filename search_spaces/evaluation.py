@@ -22,6 +22,8 @@ class Evaluation:
             held against.
         violations: by how much each bound is exceeded as a fraction of it; empty when the budget is met.
         seconds: wall time the scoring took.
+        images: search images the score comes from, fewer than there are where the policy surely was not among the
+            best; None where that is not known.
     """
 
     scores: tuple[float, ...]
@@ -31,6 +33,7 @@ class Evaluation:
     costs: Mapping[str, float] = field(default_factory=dict)
     violations: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    images: int | None = None
 
     @property
     def score(self) -> float:
@@ -49,6 +52,7 @@ class Evaluation:
             "costs": dict(self.costs),
             "violations": dict(self.violations),
             "seconds": self.seconds,
+            "images": self.images,
         }
 
     @classmethod
@@ -63,6 +67,7 @@ class Evaluation:
             costs=dict(data["costs"]),
             violations=dict(data["violations"]),
             seconds=data["seconds"],
+            images=data.get("images"),
         )
 
 

@@ -84,6 +84,8 @@ def sample_policies(network_space: NetworkSpace, count: int, seed: int) -> list[
             rng.choice([rng.uniform(), 1.0]),
             rng.uniform(0.5, 2.0),
         )
+        # Drawn only where it is needed: spaces without ranks keep their samples.
+        low = rng.uniform() if space.of_kind(DecisionKind.RANK) else 0.0
         indices = []
         for decision in space.decisions:
             n = len(decision.values)
@@ -91,6 +93,8 @@ def sample_policies(network_space: NetworkSpace, count: int, seed: int) -> list[
                 indices.append(int(rng.uniform() < keep))
             elif decision.kind is DecisionKind.PRECISION:
                 indices.append(0 if rng.uniform() < integer else n - 1)
+            elif decision.kind is DecisionKind.RANK:
+                indices.append(int(rng.integers(n - 1)) if rng.uniform() < low else n - 1)
             else:
                 indices.append(min(n - 1, int(n * rng.uniform() ** width)))
         found[space.from_indices(indices)] = None
@@ -181,6 +185,8 @@ def _fit_layer(
     """Terms of one layer: a table over its own decisions, plus what depends on its surroundings."""
     tables = layer_tables(network_space, layer)
     scope = tables.scope
+    ranks = [a for a, i in enumerate(scope) if _kind(network_space, i) is DecisionKind.RANK]
+    rank = ranks[0] if ranks else None
     shape = tables.outputs.shape
     places = indices[:, list(scope)]
     alive = tables.outputs[tuple(places.T)] > 0 if scope else np.ones(len(indices), dtype=bool)
@@ -195,7 +201,7 @@ def _fit_layer(
     main = np.zeros(shape)
     weights = np.zeros(features.shape[1])
     for _ in range(3):
-        main = _fill(places, costs - extra, shape, tables.outputs > 0)
+        main = _table(places, costs - extra, tables, rank)
         residual = costs - (main[tuple(places.T)] if scope else main)
         weights = _ridge(features, residual)
         extra = features @ weights
@@ -282,6 +288,35 @@ def _ridge(features: NDArray[np.float64], target: NDArray[np.float64]) -> NDArra
         return np.zeros(0)
     gram = features.T @ features + RIDGE * np.eye(features.shape[1])
     return np.asarray(np.linalg.solve(gram, features.T @ target))
+
+
+def _kind(network_space: NetworkSpace, position: int) -> DecisionKind:
+    return network_space.space.decisions[position].kind
+
+
+def _table(
+    places: NDArray[np.int64], costs: NDArray[np.float64], tables: LayerTables, rank: int | None
+) -> NDArray[np.float64]:
+    """``_fill`` of a layer that may be factored: its factors cost in another way than the whole layer does, which
+    costs the same whatever rank it was spared.
+
+    Args:
+        rank: the axis of the layer's rank, None where it has none.
+    """
+    alive = tables.outputs > 0
+    shape = alive.shape
+    if rank is None:
+        return _fill(places, costs, shape, alive)
+    low = tables.factored[tuple(places.T)]
+    if low.all() or not low.any():
+        return _fill(places, costs, shape, alive)
+    without = tuple(n for axis, n in enumerate(shape) if axis != rank)
+    pooled = _fill(
+        np.delete(places[~low], rank, axis=1), costs[~low], without, np.asarray(alive.any(axis=rank))
+    )
+    factored = _fill(places[low], costs[low], shape, tables.factored)
+    whole = np.broadcast_to(np.expand_dims(pooled, rank), shape)
+    return np.asarray(np.where(tables.factored, factored, whole) * alive)
 
 
 def _fill(

@@ -11,12 +11,23 @@ from torch import Tensor, nn
 
 from compressors.compressor import Choices
 from compressors.groups import PruningGroup, find_groups
+from compressors.low_rank import factor_sizes, full_rank, kernel_positions, split_rank
 from compressors.structure import Layer, Structure, analyse, inside
 from latency_tables import Target
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
 from search_spaces.errors import SpaceError
+from search_spaces.packed_decisions import FLOAT_BITS as FLOAT_BITS
+from search_spaces.packed_decisions import INTEGER_BITS as INTEGER_BITS
+from search_spaces.packed_decisions import (
+    KEPT_PERCENT,
+    WEIGHT_BITS,
+    packed_choices,
+    packed_decisions,
+)
+from search_spaces.packed_decisions import LARGEST_TABLE as LARGEST_PACKED
 from search_spaces.policy import Policy
+from search_spaces.ranks import RankOffer, RankValues, factored_macs
 from search_spaces.space import SearchSpace
 
 # The smallest share of a group's channels that is offered (AMC uses 0.2).
@@ -25,8 +36,6 @@ SMALLEST_SHARE = 0.125
 MOST_VALUES = 8
 # Entries of one layer's table of channel counts.
 LARGEST_TABLE = 20_000
-INTEGER_BITS = 8
-FLOAT_BITS = 32
 _KINDS = {"conv": 0, "grouped": 0, "depthwise": 1, "linear": 2}
 
 
@@ -56,6 +65,9 @@ class NetworkSpace:
         keep: dict[str, int] = {}
         dropped: list[str] = []
         integer: set[str] = set()
+        bits: dict[str, int] = {}
+        kept: dict[str, int] = {}
+        rank: dict[str, int] = {}
         for decision, value in zip(self.space.decisions, policy.values):
             if decision.kind is DecisionKind.CHANNELS:
                 keep[decision.module] = value
@@ -63,16 +75,26 @@ class NetworkSpace:
                 dropped.append(decision.module)
             elif decision.kind is DecisionKind.PRECISION and value == INTEGER_BITS:
                 integer.add(decision.module)
+            elif decision.kind is DecisionKind.WEIGHT_BITS:
+                bits[decision.module] = value
+            elif decision.kind is DecisionKind.SPARSITY:
+                kept[decision.module] = value
+            elif decision.kind is DecisionKind.RANK and value < decision.largest:
+                rank[decision.module] = value
         gone = tuple(dropped)
-        return Choices(keep, gone, frozenset(p for p in integer if not inside(p, gone)))
+        present = frozenset(p for p in integer if not inside(p, gone))
+        bits, kept = ({p: v for p, v in of.items() if not inside(p, gone)} for of in (bits, kept))
+        rank = {p: r for p, r in rank.items() if not inside(p, gone)}
+        return packed_choices(Choices(keep, gone, present, rank=rank), bits, kept)
 
     def block_of(self, path: str) -> str | None:
         """Path of the droppable block a module lies in."""
         return next((b.path for b in self.structure.blocks if inside(path, (b.path,))), None)
 
     def scope_of(self, layer: Layer) -> tuple[int, ...]:
-        """Positions of the decisions that shape a layer: its block, channels it makes or reads, its precision."""
-        ids = [f"{layer.path}:precision"]
+        """Positions of the decisions that shape a layer: its block, channels it makes or reads, its precision
+        and rank."""
+        ids = [f"{layer.path}:precision", f"{layer.path}:rank"]
         ids += [
             f"{root}:channels" for root, group in self.groups.items() if _touches(group, layer.path)
         ]
@@ -92,6 +114,8 @@ def build_space(
     target: Target,
     scope: str = "joint",
     exclude: tuple[str, ...] = (),
+    packed: bool = False,
+    ranks: RankOffer | None = None,
 ) -> NetworkSpace:
     """Traces the network and lists the decisions the target supports.
 
@@ -101,6 +125,8 @@ def build_space(
         target: says which precisions it runs and which channel counts it likes.
         scope: ``prune``, ``quantize`` or ``joint``.
         exclude: module paths left as they are.
+        packed: the packed file's size is bounded, so bits below 8 and zeros are worth something.
+        ranks: which layers may be factored; none where left out, or where the scope does not prune.
 
     Raises:
         TraceError: the network cannot be traced.
@@ -117,28 +143,50 @@ def build_space(
         found, reasons = find_groups(network, example, exclude)
         left_out |= reasons
         groups = {group.root: group for group in found}
-        left_out |= _unpriceable(structure, groups, target)
-    decisions = list(_decisions(structure, groups, target, scope, exclude))
+        left_out |= _unpriceable(structure, groups, target, packed)
+    offered: RankValues = {}
+    if ranks is not None and scope in ("prune", "joint"):
+        offered = _priceable(groups, target, packed, ranks(network, structure, example))
+    decisions = list(_decisions(structure, groups, target, scope, exclude, packed, offered))
     return NetworkSpace(SearchSpace(tuple(decisions)), structure, groups, left_out)
 
 
 def _unpriceable(
-    structure: Structure, groups: dict[str, PruningGroup], target: Target
+    structure: Structure, groups: dict[str, PruningGroup], target: Target, packed: bool
 ) -> dict[str, str]:
     """Takes out groups that meet too many others in one layer (dense concatenation): a layer's price is a table
-    over all decisions that shape it."""
+    over all decisions that shape it. Groups of few layers stay first: they meet the fewest others."""
     out: dict[str, str] = {}
+    more = len(WEIGHT_BITS) * len(KEPT_PERCENT) if packed else 1
+    largest = LARGEST_PACKED if packed else LARGEST_TABLE
     for layer in structure.layers:
-        size = 4  # precision and block
-        for root, group in list(groups.items()):
+        size = 4 * more  # precision and block
+        for root, group in sorted(groups.items(), key=lambda item: len(item[1].members)):
             if _touches(group, layer.path):
-                values = len(channel_values(group.channels, target))
-                if size * values > LARGEST_TABLE:
+                values = len(channel_values(group.channels, target, group.unit))
+                if size * values > largest:
                     out[root] = f"too many groups meet in {layer.path} to be priced"
                     del groups[root]
                 else:
                     size *= values
     return out
+
+
+def _priceable(
+    groups: dict[str, PruningGroup], target: Target, packed: bool, ranks: RankValues
+) -> RankValues:
+    """Leaves out ranks of layers whose table would grow too large with them."""
+    found = {}
+    more = len(WEIGHT_BITS) * len(KEPT_PERCENT) if packed else 1
+    largest = LARGEST_PACKED if packed else LARGEST_TABLE
+    for path, values in ranks.items():
+        size = 4 * more * len(values)
+        for group in groups.values():
+            if _touches(group, path):
+                size *= len(channel_values(group.channels, target, group.unit))
+        if size <= largest:
+            found[path] = values
+    return found
 
 
 def _decisions(
@@ -147,7 +195,10 @@ def _decisions(
     target: Target,
     scope: str,
     exclude: tuple[str, ...],
+    packed: bool,
+    ranks: RankValues,
 ) -> Iterable[Decision]:
+    weights = sum(layer.weights for layer in structure.layers)
     blocks = [b.path for b in structure.blocks]
     if scope == "quantize":
         blocks = []
@@ -163,7 +214,7 @@ def _decisions(
         block_id = None if block is None else f"{block}:block"
         group = groups.get(layer.path)
         if group is not None:
-            values = channel_values(group.channels, target)
+            values = channel_values(group.channels, target, group.unit)
             local = block is not None and all(inside(m.path, (block,)) for m in group.members)
             if len(values) > 1:
                 yield Decision(
@@ -173,6 +224,10 @@ def _decisions(
                     block_id if local else None,
                     features,
                 )
+        if layer.path in ranks:
+            yield Decision(
+                f"{layer.path}:rank", DecisionKind.RANK, ranks[layer.path], block_id, features
+            )
         if scope != "prune" and not inside(layer.path, exclude) and runs_integer(layer, target):
             yield Decision(
                 f"{layer.path}:precision",
@@ -181,6 +236,8 @@ def _decisions(
                 block_id,
                 features,
             )
+        if packed and not inside(layer.path, exclude):
+            yield from packed_decisions(layer, weights, scope, block_id, features)
 
 
 def runs_integer(layer: Layer, target: Target) -> bool:
@@ -191,9 +248,16 @@ def runs_integer(layer: Layer, target: Target) -> bool:
     return layer.kind != "linear" or len(layer.input_shape) == 2
 
 
-def channel_values(channels: int, target: Target) -> tuple[int, ...]:
-    """Channel counts offered for a group: multiples the target likes from an eighth up, and the whole."""
-    step = target.channel_step(channels)
+def channel_values(channels: int, target: Target, unit: int = 1) -> tuple[int, ...]:
+    """Channel counts offered for a group: multiples the target likes from an eighth up, and the whole.
+
+    Args:
+        channels: of the group.
+        target: says what it likes.
+        unit: channels of a layer that each stands for (a head's width): only their product has to be a multiple.
+    """
+    liked = target.channel_step(channels * unit)
+    step = liked // math.gcd(liked, unit)
     while True:
         least = max(step, math.ceil(channels * SMALLEST_SHARE / step) * step)
         values = sorted({*range(least, channels, step), channels})
@@ -226,12 +290,20 @@ class LayerTables:
         scope: positions of those decisions.
         inputs, outputs: float64, one axis a decision of the scope; 0 where the layer is dropped.
         integer: bool of the same shape: whether it runs in integers.
+        into, out: float64, its input and output rank; 0 where it is not factored.
     """
 
     scope: tuple[int, ...]
     inputs: np.ndarray
     outputs: np.ndarray
     integer: np.ndarray
+    into: np.ndarray
+    out: np.ndarray
+
+    @property
+    def factored(self) -> np.ndarray:
+        """Bool: whether the layer is factored."""
+        return np.asarray(self.out > 0)
 
 
 def layer_tables(network_space: NetworkSpace, layer: Layer) -> LayerTables:
@@ -244,6 +316,8 @@ def layer_tables(network_space: NetworkSpace, layer: Layer) -> LayerTables:
     outputs = np.full(shape, float(layer.out_channels))
     integer = np.zeros(shape, dtype=bool)
     alive = np.ones(shape, dtype=bool)
+    kernel = kernel_positions(layer)
+    rank = np.full(shape, float(full_rank(layer, kernel)))
     for axis, decision in enumerate(decisions):
         values = np.array(decision.values, dtype=float)
         spread = values.reshape([-1 if a == axis else 1 for a in range(len(shape))])
@@ -251,16 +325,26 @@ def layer_tables(network_space: NetworkSpace, layer: Layer) -> LayerTables:
             alive = alive & (spread == 1)
         elif decision.kind is DecisionKind.PRECISION:
             integer = integer | (spread == INTEGER_BITS)
+        elif decision.kind is DecisionKind.RANK:
+            rank = rank * 0 + spread
         else:
             group = network_space.groups[decision.module]
             for member in group.members:
                 if member.path == layer.path:
                     removed = (group.channels - spread) * member.positions.shape[1]
-                    if member.axis in ("in", "both"):
+                    if member.axis == "in":
                         inputs = inputs - removed
+                    elif member.axis == "both":  # grouped: inputs go with the outputs they make
+                        inputs = inputs - removed * (layer.in_channels / layer.out_channels)
                     if member.axis in ("out", "both"):
                         outputs = outputs - removed
-    return LayerTables(scope, inputs * alive, outputs * alive, integer & alive)
+    into, out = split_rank(layer, kernel, rank, inputs, outputs)
+    # As ``low_rank.ranks_of`` has it: factors that would hold no fewer weights are not made.
+    fewer = sum(factor_sizes(kernel, into, out, inputs, outputs)) < kernel * inputs * outputs
+    factored = alive & (rank < full_rank(layer, kernel)) & fewer
+    return LayerTables(
+        scope, inputs * alive, outputs * alive, integer & alive, into * factored, out * factored
+    )
 
 
 def macs_model(network_space: NetworkSpace) -> CostModel:
@@ -269,12 +353,16 @@ def macs_model(network_space: NetworkSpace) -> CostModel:
     constant = 0.0
     for layer in network_space.structure.layers:
         tables = layer_tables(network_space, layer)
-        if layer.kind == "depthwise":
+        if layer.kind in ("depthwise", "grouped"):
             share = tables.outputs / layer.out_channels
         else:
             share = tables.inputs * tables.outputs / (layer.in_channels * layer.out_channels)
+        macs = layer.macs * share
+        if tables.factored.any():
+            low = factored_macs(layer, tables.into, tables.out, tables.inputs, tables.outputs)
+            macs = np.where(tables.factored, low, macs)
         if tables.scope:
-            factors.append(Factor(tables.scope, np.asarray(layer.macs * share, dtype=np.float64)))
+            factors.append(Factor(tables.scope, np.asarray(macs, dtype=np.float64)))
         else:
             constant += layer.macs
     return CostModel(constant, tuple(factors))
@@ -284,7 +372,7 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     """Bytes of the exported file.
 
     Weights, biases and scales are counted; what the file holds besides (nodes, names) is a constant and a share an
-    integer layer and a dropped block, fitted to real exports.
+    integer layer, a factored layer and a dropped block, fitted to real exports.
 
     Args:
         file_sizes: policies with the size of their exported file, bytes; at least two.
@@ -292,7 +380,7 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     space = network_space.space
     factors = []
     constant = 0.0
-    scopes = []
+    low: list[Factor] = []
     for layer in network_space.structure.layers:
         tables = layer_tables(network_space, layer)
         dense = layer.kind in ("conv", "linear")
@@ -302,7 +390,9 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
         integer = weights + tables.outputs * (4 + 1 + 4 + 4 + 4)
         real = 4 * weights + 4 * tables.outputs
         table = np.where(tables.integer, integer, real)
-        scopes.append(tables.scope)
+        if tables.factored.any():
+            table = np.where(tables.factored, _factored_bytes(layer, tables), table)
+            low.append(Factor(tables.scope, tables.factored.astype(np.float64)))
         if tables.scope:
             factors.append(Factor(tables.scope, np.asarray(table, dtype=np.float64)))
         else:
@@ -315,11 +405,13 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     drops = (
         (indices[:, list(block)] == 0).sum(axis=1).astype(float) if block else np.zeros(len(left))
     )
-    design = np.stack([np.ones(len(left)), integers, drops], axis=1)
-    used = [0] + [k for k in (1, 2) if np.ptp(design[:, k]) > 0]
-    solved = np.zeros(3)
+    factored = CostModel(0.0, tuple(low)).price(indices) if low else np.zeros(len(left))
+    design = np.stack([np.ones(len(left)), integers, drops, factored], axis=1)
+    used = [0] + [k for k in (1, 2, 3) if np.ptp(design[:, k]) > 0]
+    solved = np.zeros(4)
     solved[used] = np.linalg.lstsq(design[:, used], left, rcond=None)[0]
     extra = [Factor((i,), np.array([solved[2], 0.0])) for i in block]
+    extra += [Factor(f.scope, solved[3] * f.table) for f in low]
     for i in precision:
         home = space.block_of[i]
         if home is None:
@@ -329,6 +421,15 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     full = CostModel(constant + solved[0], (*factors, *extra))
     errors = np.abs(full.price(indices) / np.array([s for _, s in file_sizes]) - 1)
     return CostModel(full.constant, full.factors, float(errors.max()) / 1.6449)
+
+
+def _factored_bytes(layer: Layer, tables: LayerTables) -> np.ndarray:
+    """Bytes of a factored layer's weights, biases and scales: only its last factor has a bias."""
+    kernel = kernel_positions(layer)
+    weights = sum(factor_sizes(kernel, tables.into, tables.out, tables.inputs, tables.outputs))
+    between = tables.out if kernel == 1 else tables.into + tables.out
+    integer = weights + (4 + 1) * between + (4 + 1 + 4 + 4 + 4) * tables.outputs
+    return np.asarray(np.where(tables.integer, integer, 4 * weights + 4 * tables.outputs))
 
 
 def _active_integers(space: SearchSpace, policy: Policy) -> int:

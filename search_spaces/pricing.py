@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from search_spaces.cost_model import CostModel, Factor, Lookahead
 from search_spaces.decision import DecisionKind
+from search_spaces.distortion import distortion_factors
 from search_spaces.errors import BudgetError
 from search_spaces.policy import Policy
 from search_spaces.space import SearchSpace
 
 # Upper end of a two-sided 90 % interval in standard deviations.
 UPPER_90 = 1.6449
+# Quantities whose prices come with an interval that a reader must know.
+UNCERTAIN = ("latency_ms", "energy_mj", "packed_bytes")
 # Changes of cost below this share of a bound are rounding, not a price.
 ROUNDING = 1e-13
 
@@ -73,12 +76,12 @@ class _Steps:
 class Pricer:
     """Costs of policies, and which values keep a partial policy within every bound.
 
-    Bounds on latency and energy are held against the upper end of the predicted 90 % interval, the others against
-    the prediction itself (they are exact).
+    Bounds on latency, energy and packed size are held against the upper end of the predicted 90 % interval, the others
+    against the prediction itself (they are exact).
 
     Args:
         space: whose policies are priced.
-        models: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``macs``) to its cost model.
+        models: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``packed_bytes``, ``macs``) to its cost model.
         limits: quantity to absolute upper bound; may be empty.
     """
 
@@ -108,10 +111,11 @@ class Pricer:
         return 1 + UPPER_90 * self.models[quantity].relative_error
 
     def costs(self, policy: Policy) -> dict[str, float]:
-        """Predicted quantities, with ``latency_ms_upper`` and ``energy_mj_upper``, the upper ends of 90 % intervals."""
+        """Predicted quantities, with ``latency_ms_upper``, ``energy_mj_upper`` and ``packed_bytes_upper``, the upper
+        ends of 90 % intervals."""
         indices = self.space.indices(policy)[None]
         costs = {q: float(m.price(indices)[0]) for q, m in self.models.items()}
-        for quantity in ("latency_ms", "energy_mj"):
+        for quantity in UNCERTAIN:
             if quantity in costs:
                 costs[f"{quantity}_upper"] = costs[quantity] * self.margin(quantity)
         return costs
@@ -201,13 +205,15 @@ class Pricer:
             gain = self._excess(here[None])[0] - self._excess(steps) if lower else np.zeros(0)
             if not lower or gain.max() <= 0:
                 return self.enforce([int(i) for i in here])
-            work = self.models.get("macs")
             lost = np.zeros(len(lower))
-            if work is not None:
-                before = work.price(here[None])[0]
-                lost = np.maximum(0.0, before - work.price(steps)) / max(before, 1e-9)
+            if "macs" in self.models:
+                before = self.models["macs"].price(here[None])[0]
+                spent = self._work.price(here[None])[0] - self._work.price(steps)
+                lost = np.maximum(0.0, spent) / max(before, 1e-9)
             # Integer precision costs no MACs; a small price keeps it from being free.
-            here = steps[int(np.argmax(gain / (lost + 2e-3)))]
+            chosen = steps[int(np.argmax(gain / (lost + 2e-3)))]
+            # In canonical form, or a step might change nothing and hide those behind it.
+            here = self.space.indices(self.space.from_indices(chosen))
         return self.space.from_indices(here)
 
     def fill(self, policy: Policy) -> Policy:
@@ -250,13 +256,15 @@ class Pricer:
 
     @cached_property
     def _work(self) -> CostModel:
-        """Multiply-accumulates, or the summed shares of channels and blocks where they are not priced."""
+        """Multiply-accumulates less what bits and zeros are taken to cost (``distortion``), or the summed shares of
+        channels and blocks where they are not priced."""
         if "macs" in self.models:
-            return self.models["macs"]
+            macs = self.models["macs"]
+            return CostModel(macs.constant, (*macs.factors, *distortion_factors(self.space)))
         factors = [
             Factor((i,), np.array(d.values) / d.largest)
             for i, d in enumerate(self.space.decisions)
-            if d.kind is not DecisionKind.PRECISION
+            if d.kind in (DecisionKind.CHANNELS, DecisionKind.BLOCK, DecisionKind.RANK)
         ]
         return CostModel(0.0, tuple(factors))
 

@@ -67,8 +67,16 @@ class SearchSpace:
         """Number of value combinations (inactive ones counted)."""
         return float(np.prod([float(len(d.values)) for d in self.decisions]))
 
+    @cached_property
+    def _precision_of(self) -> tuple[tuple[int, int], ...]:
+        """Positions of decisions on weight bits, each with that of the same layer's precision."""
+        bits = self.of_kind(DecisionKind.WEIGHT_BITS)
+        names = {f"{self.decisions[i].module}:precision": i for i in bits}
+        return tuple((self.position[name], i) for name, i in names.items() if name in self.position)
+
     def policy(self, values: Sequence[int] | Mapping[str, int]) -> Policy:
-        """A canonical policy: decisions inside a dropped block take their largest value.
+        """A canonical policy: decisions inside a dropped block take their largest value, and a layer that runs in
+        integers has no more weight bits than they have.
 
         Args:
             values: one a decision in order, or by id (missing ids take the uncompressed value).
@@ -90,6 +98,9 @@ class SearchSpace:
             block = self.block_of[i]
             if block is not None and result[block] == 0:
                 result[i] = d.largest
+        for precision, i in self._precision_of:
+            if result[precision] < result[i] and result[precision] in self.decisions[i].values:
+                result[i] = result[precision]
         return Policy(self.digest, tuple(result))
 
     def uncompressed(self) -> Policy:

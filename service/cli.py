@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from service import cli_doctor, cli_job, cli_serve, cli_server, cli_tables
+from service import cli_doctor, cli_job, cli_pack, cli_serve, cli_server, cli_tables
 from service.cli_common import (
     BAD_INPUT,
     FAILED,
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(
         required=True, dest="command", metavar="COMMAND", parser_class=Parser
     )
-    for module in (cli_serve, cli_job, cli_server, cli_tables, cli_doctor):
+    for module in (cli_serve, cli_job, cli_server, cli_tables, cli_pack, cli_doctor):
         module.add_commands(commands)
     return top
 

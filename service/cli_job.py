@@ -51,6 +51,10 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="MODULE", help="left as it is; repeatable"
     )
+    parser.add_argument(
+        "--criterion", default="l1", metavar="C",
+        help="which channels go first: l1, l2, bn_scale, geometric_median, taylor, fisher, random",
+    )  # fmt: skip
     parser.add_argument("--evaluations", type=int, default=100, metavar="N")
     parser.add_argument("--max-seconds", type=float, metavar="S")
     parser.add_argument("--finetune-epochs", type=int, default=0, metavar="E")
@@ -97,7 +101,11 @@ def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any
         "budget": Budget.parse(args.budget).to_json() if args.budget else {},
         "objective": args.objective,
         "max_drop": args.max_drop,
-        "space": {"scope": args.scope, "exclude": args.exclude},
+        "space": {
+            "scope": args.scope,
+            "exclude": args.exclude,
+            "criterion": args.criterion,
+        },
         "agent": {"name": args.agent, "evaluations": args.evaluations, "seed": args.seed},
         "max_seconds": args.max_seconds,
         "finetune": {"epochs": args.finetune_epochs},

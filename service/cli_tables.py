@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from latency_tables.catalog import Catalog
     from latency_tables.table_file import AnyTable
 
-NOT_YET = "is not available in this version"
 # Staircases drawn of a whole table, and of the kernels asked for.
 _PANELS, _PANELS_ASKED = 4, 9
 # Layers drawn of an imported table.
@@ -53,14 +52,6 @@ def add_commands(commands: Any) -> None:
     load.set_defaults(run=run_import)
     for verb in (listing, show, check, load):
         verb.add_argument("--json", action="store_true")
-    for name in ("pack", "unpack"):
-        command = commands.add_parser(name, help="(not available in this version)")
-        command.add_argument("rest", nargs="*", metavar="FILE")
-        command.set_defaults(run=run_absent, absent=name)
-
-
-def run_absent(args: argparse.Namespace) -> int:
-    raise RequestError(f"{args.absent} {NOT_YET}")
 
 
 def run_import(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,13 +22,17 @@ class FileCosts:
     Attributes:
         ratio: its latency over the uncompressed network's.
         quantities: ``latency_ms``, ``size_bytes`` and, where it is known, ``energy_mj``; times and energies on the
-            scale of the uncompressed network's that the job goes by.
+            scale of the uncompressed network's that the job goes by. ``packed_bytes`` where it is bounded.
         margins: what a quantity is multiplied by before it is held against a bound: 1 where it was measured.
     """
 
     ratio: float
     quantities: Mapping[str, float]
     margins: Mapping[str, float]
+
+    def with_quantity(self, quantity: str, value: float) -> FileCosts:
+        """The same with one more quantity, known exactly."""
+        return replace(self, quantities={**self.quantities, quantity: value})
 
     def violations(self, limits: Mapping[str, float], macs: float) -> dict[str, float]:
         """By how much each bound is exceeded, as a fraction of it."""

@@ -44,6 +44,7 @@ class Measured:
     latency: dict[str, float | None]
     energy: dict[str, Any]
     size_bytes: int
+    packed_bytes: int
     macs: int
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +56,7 @@ class Measured:
             "latency_ms": self.latency,
             "energy_mj": self.energy,
             "size_bytes": self.size_bytes,
-            "packed_bytes": None,
+            "packed_bytes": self.packed_bytes,
             "macs": self.macs,
         }
 
@@ -96,6 +97,7 @@ def measure_files(
     setup: JobSetup,
     prices: Prices,
     files: dict[str, Path],
+    packed: dict[str, int],
     macs: dict[str, int],
     predicted: dict[str, float],
     stage: Stage,
@@ -108,6 +110,7 @@ def measure_files(
 
     Args:
         files: exported files by name; ``baseline`` is the uncompressed network.
+        packed: bytes of their packed files.
         predicted: latency the table predicted, as a share of the baseline's. Machines drift between
             the search and now, so it is reported as that share of the baseline's time in this run.
     """
@@ -125,6 +128,7 @@ def measure_files(
             latencies[name],
             energies[name].to_json() if name in energies else _no_energy(setup),
             file.stat().st_size,
+            packed[name],
             macs[name],
         )
         for name, file in files.items()

@@ -10,9 +10,12 @@ from compressors import Compressed
 from compressors.exporter import export_onnx, save_onnx
 from latency_tables import TableStore
 from search_spaces import Evaluation, Policy, Pricer
+from search_spaces.budget import PACKED
+from search_spaces.pricing import UNCERTAIN
 from service.file_check import FileCosts, check_for
 from service.finalist_kernels import FinalistKernels
 from service.job_setup import JobSetup
+from service.packed_prices import packed_size
 from service.prices import Prices
 from service.search_loop import Trial
 
@@ -28,7 +31,7 @@ GROWN = 2
 NEARBY_ERROR = 0.02
 
 # Quantities whose prices carry an uncertainty, which a file's own measurement (or kernels) removes.
-PREDICTED = ("latency_ms", "energy_mj")
+PREDICTED = UNCERTAIN
 
 Stage = Callable[[str, str, int, int], None]
 
@@ -162,12 +165,16 @@ class FinalistPicker:
     def measure(self, policy: Policy, evaluation: Evaluation | None = None) -> Finalist:
         """Compresses, exports and times (or prices) one policy."""
         compressed = self._scorer.compress(policy)
-        if evaluation is None:
+        # Where prices were corrected a finalist may be one that the search gave up after a part of the images.
+        partly = evaluation is not None and evaluation.images is not None
+        if evaluation is None or (partly and evaluation.images != len(self._setup.search)):
             evaluation = self._scorer.score_compressed(compressed)
         file = self._folder / f"{policy.digest}.onnx"
         save_onnx(export_onnx(compressed.network, compressed.plan, self._setup.target.batch), file)
         self._settle(file)
         costs = self._file_check(file)
+        if PACKED in self.pricer.limits:
+            costs = costs.with_quantity(PACKED, packed_size(compressed))
         macs = self.pricer.costs(policy)["macs"]
         violations = costs.violations(self.pricer.limits, macs)
         return Finalist(policy, compressed, evaluation, file, costs, violations)

@@ -11,6 +11,7 @@ from compressors.errors import ExportError
 from compressors.exporter import export_onnx
 from compressors.structure import inside
 from latency_tables import KernelUse, Target
+from latency_tables.errors import KernelError
 from search_spaces import Policy
 from search_spaces.latency_model import sample_policies
 from search_spaces.network_space import NetworkSpace, runs_integer
@@ -52,7 +53,7 @@ class Graphs:
                 if _kernel_counts(cut) != _kernel_counts(probes[-1]):
                     raise ExportError("a cut graph has other kernels than the exported one")
             self._skeleton = skeleton
-        except ExportError as error:
+        except (ExportError, KernelError) as error:  # the latter: the runtime refuses a cut graph
             self.note = f"pricing exported every sampled policy, because {error}"
         probes.append(self.of(network_space.choices(network_space.space.uncompressed()))[0])
         self._cache = cache and GraphCache(cache, network_space, target, probes)
@@ -72,7 +73,15 @@ class Graphs:
     def of(self, choices: Choices) -> tuple[list[KernelUse], int]:
         """Kernels with their owning layers, and the file's bytes."""
         data = self.file(choices)
-        return self._target.kernels(data), len(data)
+        try:
+            return self._target.kernels(data), len(data)
+        except KernelError as error:
+            if self._skeleton is None:
+                raise
+            # The policies that were held against exports did not show it.
+            self._skeleton = None
+            self.note = f"pricing exports every sampled policy, because {error}"
+            return self.of(choices)
 
     def of_policy(self, policy: Policy) -> tuple[list[KernelUse], int]:
         """``of`` a policy's choices, from the cache where it was read before."""

@@ -8,7 +8,25 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from search_spaces.budget import Budget
 
-AGENTS = ("auto", "amc", "random", "uniform")
+# The names of agents.registry, which is not imported here: it loads torch, and a client need not.
+AGENTS = (
+    "auto",
+    "amc",
+    "haq",
+    "ddpg",
+    "td3",
+    "sac",
+    "ppo",
+    "tpe",
+    "nsga2",
+    "cmaes",
+    "gp",
+    "evolution",
+    "greedy",
+    "dp",
+    "random",
+    "uniform",
+)
 
 
 class _Strict(BaseModel):
@@ -29,7 +47,9 @@ class DataSpec(_Strict):
 class SpaceSpec(_Strict):
     scope: Literal["prune", "quantize", "joint"] = "joint"
     exclude: tuple[str, ...] = Field(default=(), description="module paths left as they are")
-    criterion: Literal["l1", "l2"] = "l1"
+    criterion: Literal[
+        "l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random"
+    ] = Field(default="l1", description="which channels of a group go first")
 
 
 class AgentSpec(_Strict):
@@ -41,7 +61,13 @@ class AgentSpec(_Strict):
 class FinetuneSpec(_Strict):
     epochs: Annotated[int, Field(ge=0, le=10_000)] = 0
     finalists: Annotated[int, Field(ge=1, le=50)] = 3
-    augment: Literal["none", "crop_flip"] = "crop_flip"
+    augment: Literal["none", "crop_flip", "crop_flip_cutout"] = "crop_flip"
+    features: Annotated[float, Field(ge=0, le=100)] = Field(
+        default=0.0, description="weight of the distance between feature maps beside that of logits"
+    )
+    gradual: bool = Field(
+        default=False, description="channels fade out while training instead of being gone before"
+    )
 
 
 class JobSpec(_Strict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from pathlib import Path
@@ -15,20 +16,25 @@ from agents.registry import make_agent
 from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
 from compressors.loading import PLAN_FILE
+from compressors.packed import PACKED_FILE, pack_network, write_whole
 from evaluation.scoring import outputs_of
+from evaluation.stopping import CONTENDERS
 from latency_tables import TableStore
 from latency_tables.errors import TrimtabError
 from latency_tables.table_target import runner
 from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
+from search_spaces.budget import PACKED
 from service.context import JobContext, TrialRecord
 from service.file_results import measure_files
 from service.finalist_training import finetuned
 from service.finalists import Finalist, FinalistPicker
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
+from service.packed_prices import baseline_size, packed_size
 from service.price_setup import learn_prices
 from service.prices import Prices
 from service.provenance import prediction_notes
+from service.rank_offers import RankOffers
 from service.references import references_of
 from service.report_page import render
 from service.reporting import build_report, write_json, write_trials
@@ -82,6 +88,7 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         context.weights_path,
         lambda name, text: context.stage(name, text),
         context.data_dir,
+        lambda target: RankOffers.of(spec, target, context.data_dir, context),
     )
     space = setup.network.network_space.space
     pinned = context.pin("space", {"digest": space.digest})
@@ -118,7 +125,9 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     store = TableStore(context.data_dir / "tables")
     picker = FinalistPicker(setup, prices, limits, hidden, context.check, context.stage, store)
     finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
-    policy, compressed, evaluation, notes = _finish(spec, setup, finalists, context, hidden)
+    policy, compressed, evaluation, notes = _finish(
+        spec, setup, finalists, context, hidden, limits.get(PACKED, math.inf)
+    )
     notes += picker.kernels.notes
     if picker.kernels.timed:
         notes.append(
@@ -168,7 +177,9 @@ def _search(
         context.record(trial)
         records.append(trial)
 
-    loop = SearchLoop(agent, pricer, record, context.check, context.stage)
+    # Under the other objectives a policy of a lower score may be the one that is wanted.
+    contenders = CONTENDERS if spec.objective == "accuracy" else None
+    loop = SearchLoop(agent, pricer, record, context.check, context.stage, contenders)
     earlier = context.recorded()
     if earlier:
         context.stage(
@@ -195,8 +206,12 @@ def _finish(
     finalists: list[Finalist],
     context: JobContext,
     hidden: Path,
+    packed_limit: float,
 ) -> tuple[Policy, Compressed, Evaluation, list[str]]:
-    """The winner: by search score after fine-tuning, never by the test split."""
+    """The winner: by search score after fine-tuning, never by the test split.
+
+    Training moves a packed file's size a little; one that stays within its bound goes before one that does not.
+    """
     notes = []
     verb = "measured" if setup.target.can_measure else "priced from its own kernels"
     if not finalists[0].met:
@@ -208,7 +223,13 @@ def _finish(
         return best.policy, best.compressed, best.evaluation, notes
     builder = setup.scorer_builder(hidden)
     tuned, more = finetuned(setup, finalists, context.tuner(), builder, hidden, context.stage)
-    finalist, compressed, evaluation = max(tuned, key=lambda item: _wanted(spec, item[0], item[2]))
+    finalist, compressed, evaluation = max(
+        tuned,
+        key=lambda item: (
+            packed_limit == math.inf or packed_size(item[1]) <= packed_limit,
+            *_wanted(spec, item[0], item[2]),
+        ),
+    )
     before = ", ".join(
         f"{f.policy.digest}: {f.evaluation.score:.4f} -> {e.score:.4f}" for f, _, e in tuned
     )
@@ -247,6 +268,9 @@ def _report(
     artifact = context.workdir / setup.target.artifact_name
     save_onnx(export_onnx(compressed.network, compressed.plan, batch), artifact)
     files = {"baseline": prices.baseline, "compressed": artifact}
+    data = pack_network(compressed.network, compressed.plan)
+    write_whole({context.workdir / PACKED_FILE: data})
+    packed = {"baseline": baseline_size(setup.compressor), "compressed": len(data)}
     macs = {
         "baseline": round(prices.uncompressed["macs"]),
         "compressed": round(pricer.costs(policy)["macs"]),
@@ -259,10 +283,11 @@ def _report(
         made = setup.compressor.compress(setup.network.network_space.choices(reference))
         files[name] = hidden / f"{name}.onnx"
         save_onnx(export_onnx(made.network, made.plan, batch), files[name])
+        packed[name] = packed_size(made)
         costs = prices.pricer.costs(reference)
         macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"] / whole
     measured, compared = measure_files(
-        setup, prices, files, macs, predicted, context.stage, context.check
+        setup, prices, files, packed, macs, predicted, context.stage, context.check
     )
     extra["agreement"] = agreement(setup, compressed, artifact)
     if extra["agreement"] < AGREEMENT:

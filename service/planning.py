@@ -10,6 +10,7 @@ from latency_tables import Kernel, KernelUse, LatencyTable, TableStore, merge_us
 from latency_tables.energy import Metered
 from latency_tables.table_target import why_no_energy
 from search_spaces import CostModel, Policy, Pricer
+from search_spaces.budget import PACKED, bounds_packed
 from search_spaces.decision import DecisionKind
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
 from search_spaces.network_space import macs_model, size_model
@@ -21,6 +22,7 @@ from service.graphs import Graphs
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.kernel_rows import Rows, known_rows, require_costs, require_known
+from service.packed_prices import learn_packed
 from service.price_setup import MEASURE_SECONDS, SAMPLES
 from service.provenance import latency_provenance
 from service.sources import Sources
@@ -191,10 +193,16 @@ def _no_energy(setup: JobSetup) -> str:
 def _exact(setup: JobSetup, looked: list[Looked]) -> dict[str, CostModel]:
     """Quantities that need no kernel times."""
     network_space = setup.network.network_space
-    return {
+    models = {
         "macs": macs_model(network_space),
         "size_bytes": size_model(network_space, [(policy, n) for policy, _, n in looked]),
     }
+    if bounds_packed(setup.spec.budget):
+        packed = learn_packed(
+            setup.compressor, network_space, setup.target.reduce_range, lambda *_: None, lambda: None
+        )
+        models[PACKED] = packed.model
+    return models
 
 
 def _reached(pricer: Pricer) -> dict[str, dict[str, float | None]]:

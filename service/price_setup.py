@@ -17,6 +17,7 @@ from compressors.exporter import export_onnx, save_onnx
 from latency_tables import KernelUse, LatencyTable, Measurements, TableStore, Target
 from latency_tables.energy import Metered
 from search_spaces import Policy
+from search_spaces.budget import PACKED, bounds_packed
 from search_spaces.latency_model import PricedGraph, sample_policies
 from search_spaces.network_space import NetworkSpace, macs_model, size_model
 from service.anchors import Anchor, Anchors, Sums, measure_quietly
@@ -25,6 +26,7 @@ from service.energy_costs import KernelEnergies
 from service.energy_setup import costs_of, learn_energy, meter_for
 from service.graphs import Graphs, integer_layers
 from service.kernel_rows import Rows, Stage, measure_missing, require_costs, require_known
+from service.packed_prices import learn_packed
 from service.prices import Learned, Prices
 from service.table_times import NetworkTimes, TableTimes
 
@@ -148,6 +150,10 @@ def learn_prices(
             whole_mj = float(metered["uncompressed"]["net_mj"])
         energy_fit = learn_energy(network_space, priced, energy, budget, whole_mj)
         models[QUANTITY] = energy_fit.model
+    packed = None
+    if bounds_packed(budget):
+        packed = learn_packed(compressor, network_space, target.reduce_range, stage, check, pin)
+        models[PACKED] = packed.model
     learned = Learned(
         network_space,
         priced,
@@ -164,6 +170,8 @@ def learn_prices(
     }
     if energy is not None:
         uncompressed[QUANTITY] = whole_mj
+    if packed is not None:
+        uncompressed[PACKED] = packed.uncompressed
     total = sum(lookup.us(u.kernel) * u.count for u in sampled[0][1])
     modelled = sum(
         lookup.us(u.kernel) * u.count for u in sampled[0][1] if table.lookup(u.kernel) is None

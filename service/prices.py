@@ -74,7 +74,7 @@ class Prices:
     Attributes:
         pricer: without limits.
         uncompressed: quantities of the uncompressed network: latency (measured, or predicted where the device is
-            elsewhere), exact size and MACs, net energy where it is known.
+            elsewhere), exact size and MACs, net energy where it is known, packed size where it is bounded.
         fit: how well the local terms hold.
         table: snapshot of the rows used.
         anchors: what kernel times make of whole networks.

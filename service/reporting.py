@@ -8,15 +8,19 @@ import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compressors import Compressed
+from compressors.low_rank import last_factor
 from compressors.structure import inside
 from search_spaces import Policy
 from search_spaces.pricing import UPPER_90
+from search_spaces.ranks import factored_macs
 from service.file_results import Comparison, Measured, drop_json
 from service.job_setup import JobSetup
+from service.packed_prices import weight_bytes
 from service.prices import Prices
 from service.provenance import latency_provenance
 from service.search_loop import Trial
@@ -38,7 +42,7 @@ def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list
     """Every layer before and after, for the report's drawing."""
     network_space = setup.network.network_space
     space = network_space.space
-    plan = compressed.plan
+    plan, choices = compressed.plan, network_space.choices(policy)
     blocks = [b.path for b in network_space.structure.blocks if b.path in plan.dropped]
     rows = []
     for layer in network_space.structure.layers:
@@ -49,16 +53,28 @@ def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list
         share = out / layer.out_channels
         if layer.kind != "depthwise":
             share *= into / layer.in_channels
+        macs, ranks = layer.macs * share, plan.ranks.get(layer.path)
+        if ranks is not None:
+            widths = (np.array(float(n)) for n in (ranks[0], ranks[-1], into, out))
+            macs = float(factored_macs(layer, *widths))
         rows.append(
             {
                 "path": layer.path,
                 "kind": layer.kind,
                 "channels": layer.out_channels,
                 "channels_kept": 0 if dropped else out,
-                "bits": None if dropped else 8 if layer.path in plan.weights else 32,
+                "bits": None
+                if dropped
+                else 8
+                if last_factor(layer.path, plan.ranks) in plan.weights
+                else 32,
                 "dropped": dropped,
+                "ranks": None if ranks is None else list(ranks),
+                "weight_bits": choices.weight_bits.get(layer.path),
+                "shared_values": choices.codebook.get(layer.path),
+                "zeros": choices.sparsity.get(layer.path),
                 "macs": layer.macs,
-                "macs_kept": 0 if dropped else round(layer.macs * share),
+                "macs_kept": 0 if dropped else round(macs),
             }
         )
     space.check(policy)
@@ -135,6 +151,7 @@ def build_report(
             "ci95": list(compared.intervals["compressed"]) if compared.measured else None,
         },
         "energy_ratio": compared.energy_ratios.get("compressed"),
+        "weight_bytes": weight_bytes(setup.compressor),
         "accuracy_drop": drop,
         "references": {
             name: None
@@ -168,7 +185,11 @@ def held(
     A fraction is held against the baseline of the same run, an absolute bound against the absolute value. What is
     predicted counts with the upper end of its 90 % interval.
     """
-    have: dict[str, float] = {"size_bytes": chosen.size_bytes, "macs": chosen.macs}
+    have: dict[str, float] = {
+        "size_bytes": chosen.size_bytes,
+        "packed_bytes": chosen.packed_bytes,
+        "macs": chosen.macs,
+    }
     energy_error = 0.0 if prices.energy is None else prices.energy.error
     for quantity, fraction, own, ratio, margin in (
         (
@@ -222,6 +243,8 @@ def write_trials(path: Path, ids: tuple[str, ...], records: list[dict[str, Any]]
         "energy_mj",
         "energy_mj_upper",
         "size_bytes",
+        "packed_bytes",
+        "packed_bytes_upper",
         "macs",
     ):
         columns[f"predicted_{quantity}"] = [

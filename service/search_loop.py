@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from agents.protocol import Agent, Proposal
 from evaluation.pool import EvaluatorPool
+from evaluation.stopping import bar
 from search_spaces import Evaluation, Failure, Policy, Pricer
 from service.context import TrialRecord
 
@@ -32,6 +33,8 @@ class SearchLoop:
         record: stores a trial.
         check: raises where the job must stop.
         stage: reports progress.
+        contenders: only policies that may be among so many best ones by score are scored precisely; all are where it
+            is None, as it must be where the score alone does not say which policies are wanted.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class SearchLoop:
         record: Callable[[TrialRecord], None],
         check: Callable[[], None],
         stage: Stage,
+        contenders: int | None = None,
     ) -> None:
         self._agent = agent
         self._pricer = pricer
         self._record = record
         self._check = check
         self._stage = stage
+        self._contenders = contenders
         self._asked = 0
         self._told = 0
         self._cache: dict[Policy, Evaluation | Failure] = {}
@@ -115,7 +120,7 @@ class SearchLoop:
                     twins[policy].append(item)  # being evaluated already
                 else:
                     twins[policy] = []
-                    flying[pool.submit(policy)] = item
+                    flying[pool.submit(policy, self._score_to_beat(item[2]))] = item
             if not flying:
                 if (
                     late
@@ -143,6 +148,13 @@ class SearchLoop:
             return None
         self._asked += 1
         return asked[0], self._asked - 1, self._told
+
+    def _score_to_beat(self, told: int) -> float | None:
+        """By what was told when the policy was asked for: an attempt that goes on from the log scores it alike."""
+        if self._contenders is None:
+            return None
+        known = {trial.policy: trial.outcome for trial in self.trials[:told]}
+        return bar(known.values(), self._contenders)
 
     def _priced(self, policy: Policy, outcome: Evaluation | Failure) -> Evaluation | Failure:
         if isinstance(outcome, Failure):

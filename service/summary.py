@@ -147,6 +147,7 @@ _ROWS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "  predicted p50": lambda part: _latency(part, "predicted_p50"),
     "energy, net": lambda part: millijoules((part.get("energy_mj") or {}).get("value")),
     "size": lambda part: file_size(part.get("size_bytes")),
+    "packed": lambda part: file_size(part.get("packed_bytes")),
     "MACs": lambda part: count(part.get("macs")),
 }
 

@@ -94,10 +94,7 @@ def only_complaint(result: tuple[int, str, str], code: int = 2) -> str:
         (["compress", *JOB, "--out", "x", "--budget", "latency"], "key=number"),
         (["compress", *JOB, "--out", "x", "--budget", "latency=1.5"], "below 1"),
         (["compress", *JOB, "--out", "x", "--budget", "speed=0.5"], "unknown budget key"),
-        (
-            ["compress", *JOB, "--out", "x", "--budget", "packed_size=0.5"],
-            "no target of this version",
-        ),
+        (["compress", *JOB, "--out", "x", "--budget", "packed_size=2"], "below 1"),
         (["compress", *JOB, "--out", "x", *BUDGET, "--evaluations", "0"], "evaluations"),
         (["compress", *JOB, "--out", "x", *BUDGET, "--evaluations", "many"], "invalid int"),
         (["compress", *JOB, "--out", "x", *BUDGET, "--agent", "am"], "did you mean 'amc'"),
@@ -130,8 +127,8 @@ def only_complaint(result: tuple[int, str, str], code: int = 2) -> str:
         (["tables", "show", "../x"], "there is no table"),
         (["tables", "check", "nothing"], "there is no table"),
         (["tables", "import", "file.csv"], "there is no file"),
-        (["pack", "x"], "not available in this version"),
-        (["unpack", "x"], "not available in this version"),
+        (["pack", "absent"], "no folder"),
+        (["unpack", "absent", "--out", "x"], "no file"),
         (["serve", "--host", "0.0.0.0"], "TRIMTAB_API_KEY"),
         (["serve", "--port", "99999"], "port"),
         (["serve", "--allow", "os"], "cannot allow"),
@@ -192,6 +189,7 @@ def test_compress_prints_both_networks_side_by_side(
         *("compress", *JOB, *BUDGET, "--weights", str(weights), "--out", str(tmp_path / "out")),
         *("--evaluations", "7", "--scope", "prune", "--exclude", "head", "--exclude", "stem"),
         *("--finetune-epochs", "2", "--seed", "3", "--max-seconds", "9", "--agent", "random"),
+        *("--criterion", "fisher"),
     )
     assert code == 0
     assert "a library prints" not in out
@@ -206,6 +204,7 @@ def test_compress_prints_both_networks_side_by_side(
     assert workdir == tmp_path / "out"
     assert spec.agent.model_dump() == {"name": "random", "evaluations": 7, "seed": 3}
     assert spec.space.exclude == ("head", "stem")
+    assert spec.space.criterion == "fisher"
     assert (spec.finetune.epochs, spec.max_seconds, spec.space.scope) == (2, 9.0, "prune")
     assert len(spec.model.weights) == 64
 

@@ -147,7 +147,9 @@ def test_the_winner_is_metered_beside_the_uncompressed_network(
     assert "energy_mj" not in winner.costs.margins  # metered, so nothing is added
     files = {"baseline": prices.baseline, "compressed": winner.file}
     macs = {"baseline": 1, "compressed": 1}
-    found, compared = measure_files(setup, prices, files, macs, {}, lambda *_: None, lambda: None)
+    found, compared = measure_files(
+        setup, prices, files, macs, macs, {}, lambda *_: None, lambda: None
+    )
     assert compared.measured and compared.measured_energy
     energy = found["compressed"].to_json()["energy_mj"]
     assert energy["provenance"] == "measured" and "RAPL" in energy["source"]
