@@ -1,16 +1,24 @@
 """Agents propose policies and learn from what they gave.
 
 One module an algorithm behind one protocol (``Agent``). An agent sees a space, prices and
-evaluations, never a network or data. ``make_agent`` finds one by name; ``agents.contract`` is the
+evaluations, never a network or data. ``make_agent`` finds one by name (those of Optuna and
+stable-baselines3 are imported only then); ``agents.contract`` is the
 test suite every one passes.
 """
 
 from agents.amc import AmcAgent, AmcSettings
+from agents.auto import AutoAgent, AutoSettings
+from agents.cmaes import CmaesAgent
+from agents.dp import DpAgent
 from agents.errors import AgentError
+from agents.evolution import EvolutionAgent, EvolutionSettings
+from agents.greedy import GreedyAgent
+from agents.haq import HaqAgent
 from agents.objective import Objective, ObjectiveKind
 from agents.protocol import Agent, Proposal
 from agents.random_search import RandomAgent
-from agents.registry import AGENTS, AgentEntry, agent_names, check_agent, make_agent
+from agents.registry import AGENTS, AgentEntry, agent_names, check_agent, make_agent, make_auto
+from agents.search_agent import SearchAgent
 from agents.uniform import (
     UniformAgent,
     UniformPolicy,
@@ -27,16 +35,26 @@ __all__ = [
     "AgentError",
     "AmcAgent",
     "AmcSettings",
+    "AutoAgent",
+    "AutoSettings",
+    "CmaesAgent",
+    "DpAgent",
+    "EvolutionAgent",
+    "EvolutionSettings",
+    "GreedyAgent",
+    "HaqAgent",
     "Objective",
     "ObjectiveKind",
     "Proposal",
     "RandomAgent",
+    "SearchAgent",
     "UniformAgent",
     "UniformPolicy",
     "agent_names",
     "best_uniform",
     "check_agent",
     "make_agent",
+    "make_auto",
     "precisions",
     "uniform_policies",
     "uniform_policy",

@@ -20,6 +20,7 @@ import torch
 
 from agents.errors import AgentError
 from agents.protocol import Agent, Proposal
+from agents.random_search import RandomAgent
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
 from search_spaces.evaluation import Evaluation, Failure
@@ -74,8 +75,49 @@ def _staircase(channels: int, bits: int) -> float:
     return lanes * (1.0 if bits == 32 else 0.6) * (1.2 if channels % 8 else 1.0)
 
 
+def _everything(layers: int) -> SearchSpace:
+    """Blocks, channels, weight and activation bits, rank and sparsity, several a layer."""
+    decisions: list[Decision] = []
+    for layer in range(layers):
+        width = 16 * (1 + layer % 2)
+        features = LayerFeatures(layer, 0, width, width, 8, 8, 1, 3, 9 * width**2, 9 * width**2)
+        block = f"b{layer}:block" if layer else None
+        if block:
+            decisions.append(Decision(block, DecisionKind.BLOCK, (0, 1), None, features))
+        for kind, values in (
+            (DecisionKind.CHANNELS, (width // 4, width // 2, width)),
+            (DecisionKind.RANK, (width // 4, width)),
+            (DecisionKind.SPARSITY, (25, 50, 100)),
+            (DecisionKind.WEIGHT_BITS, (2, 4, 8)),
+            (DecisionKind.ACTIVATION_BITS, (4, 8)),
+        ):
+            decisions.append(Decision(f"b{layer}.conv:{kind}", kind, values, block, features))
+    return SearchSpace(tuple(decisions))
+
+
+def _product_model(space: SearchSpace, kinds: tuple[DecisionKind, ...]) -> CostModel:
+    """One factor a layer: the product of what its decisions of these kinds keep; 0 where dropped."""
+    layers: dict[str, list[int]] = {}
+    for i, decision in enumerate(space.decisions):
+        if decision.kind in kinds:
+            layers.setdefault(decision.module, []).append(i)
+    factors = []
+    for own in layers.values():
+        table = np.ones(())
+        for i in own:
+            decision = space.decisions[i]
+            table = np.multiply.outer(table, np.array(decision.values) / decision.largest)
+        block = space.block_of[own[0]]
+        if block is None:
+            factors.append(Factor(tuple(own), table))
+        else:
+            factors.append(Factor((block, *own), np.stack([np.zeros_like(table), table])))
+    return CostModel(0.1, tuple(factors))
+
+
 def contract_pricers() -> dict[str, Pricer]:
-    """Spaces with budgets: ``prune``, ``joint``, ``two_bounds``, ``free`` (no bound), ``tiny``."""
+    """Spaces with budgets: ``prune``, ``joint``, ``two_bounds``, ``free`` (no bound), ``tiny``,
+    ``bits`` (weights and activations apart), ``everything`` (all kinds of decisions, two bounds)."""
 
     def pricer(space: SearchSpace, **fractions: float) -> Pricer:
         models = {
@@ -87,12 +129,35 @@ def contract_pricers() -> dict[str, Pricer]:
         return Pricer(space, models, {q: f * whole[q] for q, f in fractions.items()})
 
     joint = _space(4, True, (8, 32))
+    everything = _everything(3)
+    kind = DecisionKind
+    models = {
+        "latency_ms": _product_model(
+            everything, (kind.CHANNELS, kind.RANK, kind.WEIGHT_BITS, kind.ACTIVATION_BITS)
+        ),
+        "size_bytes": _product_model(
+            everything, (kind.CHANNELS, kind.RANK, kind.SPARSITY, kind.WEIGHT_BITS)
+        ),
+    }
+    free = Pricer(everything, models)
+    whole = free.costs(everything.uncompressed())
+    bits = SearchSpace(
+        tuple(
+            replace(d, id=d.id.replace("b0", f"b{layer}"))
+            for layer in range(3)
+            for d in everything.decisions[:5]
+            if d.kind in (kind.WEIGHT_BITS, kind.ACTIVATION_BITS)
+        )
+    )
+    energy = {"energy_mj": _product_model(bits, (kind.WEIGHT_BITS, kind.ACTIVATION_BITS))}
     return {
         "prune": pricer(_space(5, False, ()), macs=0.5),
         "joint": pricer(joint, latency_ms=0.45),
         "two_bounds": pricer(joint, latency_ms=0.6, size_bytes=0.2),
         "free": pricer(joint),
         "tiny": pricer(_space(1, False, (8, 32)), latency_ms=0.7),
+        "bits": Pricer(bits, energy, {"energy_mj": 1.5}),
+        "everything": free.with_limits({q: 0.5 * whole[q] for q in models}),
     }
 
 
@@ -139,9 +204,23 @@ class AgentContract:
 
     Attributes:
         spaces: keys of ``contract_pricers`` the agent takes.
+        learns: it must do better than random search on ``problem``; False for what does not learn.
+        problem: key of the space on which it must.
+        lessons: evaluations it gets there.
     """
 
-    spaces: ClassVar[tuple[str, ...]] = ("prune", "joint", "two_bounds", "free", "tiny")
+    spaces: ClassVar[tuple[str, ...]] = (
+        "prune",
+        "joint",
+        "two_bounds",
+        "free",
+        "tiny",
+        "bits",
+        "everything",
+    )
+    learns: ClassVar[bool] = True
+    problem: ClassVar[str] = "two_bounds"
+    lessons: ClassVar[int] = 20
 
     def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
         raise NotImplementedError
@@ -266,7 +345,7 @@ class AgentContract:
 
     def test_is_finished_when_it_has_nothing_more(self, pricer: Pricer) -> None:
         agent = self.agent(pricer)
-        for _ in range(8 * EVALUATIONS):
+        for _ in range(3 * EVALUATIONS):
             finished = agent.finished
             proposals = agent.ask(1)
             assert len(proposals) <= 1
@@ -278,6 +357,28 @@ class AgentContract:
             return
         assert agent.finished
         assert agent.ask(3) == []
+
+    def test_hears_the_same_policy_again_and_again(self, pricer: Pricer) -> None:
+        agent = self.agent(pricer)
+        executed = pricer.enforce([0] * len(pricer.space))
+        for _ in range(EVALUATIONS):
+            for p in agent.ask(1):
+                agent.tell(p.id, executed, contract_evaluation(executed, pricer))
+        assert all(pricer.within(p.policy) for p in agent.ask(2))
+
+    def test_does_better_than_random_search(self) -> None:
+        if not self.learns:
+            pytest.skip("a control: it does not learn")
+        pricer = contract_pricers()[self.problem]
+
+        def best(agent: Agent) -> float:
+            policies = drive(agent, pricer, self.lessons)
+            return max(contract_evaluation(policy, pricer).score for policy in policies)
+
+        seeds = range(2)
+        own = [best(self.make(pricer, self.lessons, seed)) for seed in seeds]
+        control = [best(RandomAgent(pricer.space, pricer, seed)) for seed in seeds]
+        assert np.mean(own) > np.mean(control)
 
     def test_refuses_the_state_of_another_space(self) -> None:
         pricer = contract_pricers()[self.spaces[0]]

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from agents.proposals import Proposals
 from agents.protocol import Proposal
-from agents.walk import is_active, walk
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
+from search_spaces.walk import is_active, walk
 
 # Draws before the agent looks for an unseen policy systematically.
 DRAWS = 32

@@ -15,6 +15,9 @@ from search_spaces.space import SearchSpace
 
 # Keep ratios tried are 1, 0.99, ... 0.01.
 GRID = 100
+BITS = (DecisionKind.PRECISION, DecisionKind.WEIGHT_BITS, DecisionKind.ACTIVATION_BITS)
+# What a keep ratio is of: the first of these that the space decides. Several at once would compound.
+_RATIOS = (DecisionKind.CHANNELS, DecisionKind.RANK, DecisionKind.SPARSITY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,8 @@ class UniformPolicy:
     """A member of the uniform family.
 
     Attributes:
-        ratio: keep ratio of every pruning group.
+        ratio: kept share of every pruning group's channels; of the ranks, or of the weights, where no
+            channels are decided.
         precision: bits of every layer; None where the space decides no precision.
         enforced: no ratio of this precision met the budget, so single decisions were lowered
             further.
@@ -37,13 +41,18 @@ class UniformPolicy:
 
 def precisions(space: SearchSpace) -> tuple[int | None, ...]:
     """Bit widths that some layer offers, highest first; ``(None,)`` where there are none."""
-    bits = {v for i in space.of_kind(DecisionKind.PRECISION) for v in space.decisions[i].values}
+    bits = {v for d in space.decisions if d.kind in BITS for v in d.values}
     return tuple(sorted(bits, reverse=True)) or (None,)
 
 
+def ratio_kind(space: SearchSpace) -> DecisionKind | None:
+    """The kind of decision that a uniform keep ratio moves; None where there is none."""
+    return next((kind for kind in _RATIOS if space.of_kind(kind)), None)
+
+
 def uniform_policy(space: SearchSpace, ratio: float, precision: int | None) -> Policy:
-    """Every pruning group at ``ratio`` of its channels, every layer at ``precision``, every block
-    kept.
+    """Every pruning group at ``ratio`` of its channels, every layer at ``precision`` (weights and
+    activations where they are decided apart), every block kept.
 
     Each decision takes the value nearest to what is wanted, the larger of two equally near. The
     budget plays no
@@ -53,10 +62,12 @@ def uniform_policy(space: SearchSpace, ratio: float, precision: int | None) -> P
         precision: bits; None leaves every layer at its highest.
     """
 
+    ratios = ratio_kind(space)
+
     def value(decision: Decision) -> int:
-        if decision.kind is DecisionKind.CHANNELS:
+        if decision.kind is ratios:
             wanted = ratio * decision.largest
-        elif decision.kind is DecisionKind.PRECISION and precision is not None:
+        elif decision.kind in BITS and precision is not None:
             wanted = float(precision)
         else:
             wanted = float(decision.largest)
@@ -74,7 +85,7 @@ def uniform_policies(space: SearchSpace, pricer: Pricer) -> list[UniformPolicy]:
     """
     families: list[list[UniformPolicy]] = []
     seen: set[Policy] = set()
-    prunable = bool(space.of_kind(DecisionKind.CHANNELS))
+    prunable = ratio_kind(space) is not None
     ratios = [step / GRID for step in range(GRID, 0, -1)] if prunable else [1.0]
     for precision in precisions(space):
         family: list[UniformPolicy] = []
@@ -99,7 +110,7 @@ def best_uniform(space: SearchSpace, pricer: Pricer, precision: int | None) -> U
     Where no ratio fits (width hardly buys time in integers), ratios are brought inside by lowering single
     decisions (``enforced``), and the one that keeps most multiply-accumulates is the reference.
     """
-    prunable = bool(space.of_kind(DecisionKind.CHANNELS))
+    prunable = ratio_kind(space) is not None
     steps = range(GRID, 0, -1) if prunable else [GRID]
     for step in steps:
         policy = uniform_policy(space, step / GRID, precision)
@@ -108,9 +119,17 @@ def best_uniform(space: SearchSpace, pricer: Pricer, precision: int | None) -> U
     return _lowered(space, pricer, precision)
 
 
+def best_uniforms(space: SearchSpace, pricer: Pricer) -> list[Policy]:
+    """The best uniform policy of each precision within the budget, without repeats: what a search
+    starts from, so that its result is never below what needs no search."""
+    best = (best_uniform(space, pricer, precision).policy for precision in precisions(space))
+    within = [policy for policy in best if pricer.within(policy)]
+    return list(dict.fromkeys(within or [pricer.enforce([0] * len(space))]))
+
+
 def _lowered(space: SearchSpace, pricer: Pricer, precision: int | None) -> UniformPolicy:
     """Of several ratios brought inside the budget decision by decision, the one with most MACs left."""
-    prunable = bool(space.of_kind(DecisionKind.CHANNELS))
+    prunable = ratio_kind(space) is not None
     lowered = []
     for ratio in (1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125) if prunable else (1.0,):
         indices = space.indices(uniform_policy(space, ratio, precision))

@@ -47,12 +47,15 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its fused attention has no ONNX form
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
             logger.setLevel(level)
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelProto:

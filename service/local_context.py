@@ -32,7 +32,6 @@ _VERSIONED = (
     "timm",
     "onnx",
     "onnxruntime",
-    "torch-pruning",
     "numpy",
 )
 

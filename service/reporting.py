@@ -32,7 +32,6 @@ _PACKAGES = (
     "timm",
     "onnx",
     "onnxruntime",
-    "torch-pruning",
     "ray",
     "numpy",
 )

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 _AGENT_NOTES = {
-    "auto": "what we recommend; today the same as amc",
+    "auto": "what we recommend: dp to begin with, then dp, tpe and evolution in turn",
     "amc": "learns layer by layer with DDPG (He et al. 2018)",
+    "haq": "learns bits layer by layer with DDPG (Wang et al. 2019)",
+    "ddpg": "DDPG of stable-baselines3 on an episode a policy",
+    "td3": "TD3 of stable-baselines3 on an episode a policy",
+    "sac": "SAC of stable-baselines3 on an episode a policy",
+    "ppo": "PPO of stable-baselines3, on-policy",
+    "tpe": "Optuna's tree-structured Parzen estimators",
+    "nsga2": "Optuna's NSGA-II",
+    "cmaes": "covariance matrix adaptation (Hansen)",
+    "gp": "Optuna's Gaussian process",
+    "evolution": "aging evolution (Real et al. 2019) with crossover",
+    "greedy": "a step at a time towards the budget (NetAdapt, Yang et al. 2018)",
+    "dp": "sensitivities of single decisions, then exact dynamic programming over the prices",
     "random": "draws policies within the budget",
     "uniform": "the same ratio and precision everywhere, a reference",
 }
@@ -134,7 +146,7 @@ def list_tables(services: Given) -> dict[str, Any]:
 
 @router.get("/agents")
 def list_agents() -> dict[str, Any]:
-    return {"items": [{"name": name, "summary": _AGENT_NOTES.get(name, "")} for name in AGENTS]}
+    return {"items": [{"name": name, "summary": _AGENT_NOTES[name]} for name in AGENTS]}
 
 
 @router.post("/plans", tags=["jobs"])

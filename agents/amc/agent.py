@@ -10,21 +10,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from agents.amc.actions import ActionMap, Bins, KeepRatios
+from agents.amc.actions import KeepRatios
 from agents.amc.ddpg import Ddpg, DdpgSettings
 from agents.amc.noise import Schedule, truncated_normal
 from agents.amc.replay import Episode, Replay
-from agents.amc.state import StateFeatures
 from agents.errors import AgentError
 from agents.objective import Objective, ObjectiveKind
 from agents.proposals import Proposals
 from agents.protocol import Proposal
-from agents.uniform import best_uniform, precisions
-from agents.walk import is_active, walk
+from agents.uniform import best_uniforms
+from search_spaces.actions import ActionMap, Bins
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
+from search_spaces.state_features import Features, StateFeatures
+from search_spaces.walk import is_active, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,9 @@ class AmcSettings:
     elites: int = 0
 
     @classmethod
-    def published(cls) -> AmcSettings:
-        return cls(Schedule.published())
+    def published(cls, evaluations: int = 800) -> AmcSettings:
+        """The paper's; its schedule is shrunk where there are fewer evaluations than its 800."""
+        return cls(Schedule.published().shrunk(evaluations, 800))
 
     @classmethod
     def over(cls, evaluations: int) -> AmcSettings:
@@ -85,7 +87,8 @@ class AmcAgent:
     actions, 100 episodes of uniform warm-up, noise 0.5 x 0.95^episode, one gradient step a
     transition after the warm-up, the final reward on every transition with discount 1, less a
     moving average of rate 0.5, replay of 100 episodes, accuracy as the reward (where the evaluation
-    has a top-1). The paper runs 800 episodes: give the job as many evaluations. One thing differs:
+    has a top-1). The paper runs 800 episodes; with fewer evaluations warm-up and noise run through
+    the same course in as many as there are. One thing differs:
     the clip asks the prices for the cheapest completion of the later decisions instead of setting
     all to their smallest ratio. Where cost falls with every channel, as MACs do, both are the same;
     on a staircase only ours is exact.
@@ -159,11 +162,9 @@ class AmcAgent:
         self._pricer = pricer
         self._published = published
         self._objective = objective or Objective()
-        self._settings = settings or (
-            AmcSettings.published() if published else AmcSettings.over(evaluations)
-        )
-        self._actions: ActionMap = KeepRatios(space) if published else Bins()
-        self._features = StateFeatures(pricer, published)
+        self._settings = settings or self._usual_settings(evaluations)
+        self._actions = self._action_map()
+        self._features = self._state_features()
         self._ddpg = Ddpg(len(self._features.names), seed, self._settings.ddpg)
         self._replay = Replay(self._settings.capacity)
         self._proposals = Proposals(space)
@@ -173,11 +174,12 @@ class AmcAgent:
         self._seen: set[tuple[int, ...]] = set()
         self._worst: float | None = None
         self._owed = 0
+        self._observed = 0  # evaluations of other agents' proposals
         self._elites: list[tuple[float, tuple[int, ...]]] = []  # best first
         self._fills = (
             not published and bool(pricer.limits) and self._objective.kind is ObjectiveKind.ACCURACY
         )
-        self._anchors = [] if published else _anchors(space, pricer)
+        self._anchors = [] if published else best_uniforms(space, pricer)
 
     @property
     def finished(self) -> bool:
@@ -187,7 +189,7 @@ class AmcAgent:
     @property
     def sigma(self) -> float | None:
         """Standard deviation of the next proposal's noise; None during the warm-up."""
-        return self._settings.schedule.sigma(self._proposals.asked)
+        return self._settings.schedule.sigma(self._proposals.asked + self._observed)
 
     @property
     def replay(self) -> Replay:
@@ -202,11 +204,28 @@ class AmcAgent:
         return self._roll_out(0.0)
 
     def tell(self, id: int, executed: Policy, outcome: Evaluation | Failure) -> None:
-        if isinstance(outcome, Evaluation):
-            reward = self._reward(outcome)
-        else:
-            reward = self._objective.floor if self._worst is None else self._worst
+        reward = self._worth(outcome)
         self._proposals.settle(id, executed)
+        self._take(executed, outcome, reward)
+
+    def observe(self, executed: Policy, outcome: Evaluation | Failure) -> None:
+        """Learns from an evaluation that another agent asked for."""
+        reward = self._worth(outcome)
+        self._space.check(executed)
+        self._observed += 1
+        self._take(executed, outcome, reward)
+
+    def _worth(self, outcome: Evaluation | Failure) -> float:
+        if isinstance(outcome, Evaluation):
+            return self._reward(outcome)
+        return self._floor if self._worst is None else self._worst
+
+    @property
+    def _floor(self) -> float:
+        """What a failure is worth before any evaluation."""
+        return self._objective.floor
+
+    def _take(self, executed: Policy, outcome: Evaluation | Failure, reward: float) -> None:
         if isinstance(outcome, Failure) and outcome.retryable:
             return
         if isinstance(outcome, Evaluation):
@@ -231,6 +250,7 @@ class AmcAgent:
             "seen": [list(values) for values in sorted(self._seen)],
             "worst": self._worst,
             "owed": self._owed,
+            "observed": self._observed,
             "elites": [[reward, list(indices)] for reward, indices in self._elites],
         }
 
@@ -246,7 +266,19 @@ class AmcAgent:
         self._seen = {tuple(values) for values in state["seen"]}
         self._worst = state["worst"]
         self._owed = int(state["owed"])
+        self._observed = int(state["observed"])
         self._elites = [(float(reward), tuple(indices)) for reward, indices in state["elites"]]
+
+    def _usual_settings(self, evaluations: int) -> AmcSettings:
+        if self._published:
+            return AmcSettings.published(evaluations)
+        return AmcSettings.over(evaluations)
+
+    def _action_map(self) -> ActionMap:
+        return KeepRatios(self._space) if self._published else Bins()
+
+    def _state_features(self) -> Features:
+        return StateFeatures(self._pricer, self._published)
 
     def _reward(self, evaluation: Evaluation) -> float:
         if (
@@ -338,10 +370,11 @@ class AmcAgent:
     def _learn(self, steps: int) -> None:
         settings = self._settings
         updates = steps if settings.updates is None else settings.updates
-        if self._proposals.told < settings.schedule.warm_up:
+        told = self._proposals.told + self._observed
+        if told < settings.schedule.warm_up:
             self._owed += updates if settings.learn_in_warm_up else 0
             return
-        if self._proposals.told == settings.schedule.warm_up and not settings.learn_in_warm_up:
+        if told == settings.schedule.warm_up and not settings.learn_in_warm_up:
             return
         updates += self._owed
         self._owed = 0
@@ -350,9 +383,3 @@ class AmcAgent:
             scale = max(float(np.std(self._replay.rewards)), 1e-8)
         for _ in range(updates):
             self._ddpg.update(self._replay.sample(self._draw, settings.batch), scale)
-
-
-def _anchors(space: SearchSpace, pricer: Pricer) -> list[Policy]:
-    """The best uniform policy of each precision within the budget, without repeats."""
-    best = (best_uniform(space, pricer, precision).policy for precision in precisions(space))
-    return list(dict.fromkeys(best))

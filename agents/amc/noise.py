@@ -52,6 +52,13 @@ class Schedule:
         """100 episodes of warm-up, then 0.5 x 0.95^episode (He et al. 2018, section 4.1)."""
         return cls(warm_up=100, start=0.5, decay=0.95)
 
+    def shrunk(self, evaluations: int, episodes: int) -> Schedule:
+        """The same course run through in ``evaluations`` where they are fewer than ``episodes``."""
+        share = min(evaluations / episodes, 1.0)
+        return Schedule(
+            int(self.warm_up * share), self.start, self.decay ** (1 / share), self.floor
+        )
+
     @classmethod
     def over(cls, evaluations: int) -> Schedule:
         """A quarter of the evaluations (at most 100) of warm-up, then from 0.5 down to 0.05 at the

@@ -8,11 +8,21 @@ from agent_toys import small
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agents import AmcAgent, AmcSettings, RandomAgent, UniformAgent
+from agents import (
+    AmcAgent,
+    AmcSettings,
+    CmaesAgent,
+    DpAgent,
+    EvolutionAgent,
+    EvolutionSettings,
+    GreedyAgent,
+    RandomAgent,
+    UniformAgent,
+)
 from agents.contract import contract_evaluation
 from agents.protocol import Agent
-from agents.walk import clip
 from search_spaces import CostModel, Decision, DecisionKind, Factor, Pricer, SearchSpace
+from search_spaces.walk import clip
 
 torch.set_num_threads(1)
 
@@ -69,11 +79,29 @@ def test_never_leaves_the_space_or_the_budget(pricer: Pricer, seed: int) -> None
     space = pricer.space
     amc = AmcAgent(space, pricer, 8, seed, settings=small(AmcSettings.over(8)))
     agents: list[Agent] = [amc, RandomAgent(space, pricer, seed), UniformAgent(space, pricer)]
+    check(pricer, agents, 8)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(pricer=pricers(), seed=st.integers(0, 1000))
+def test_nor_do_those_that_repair_and_fill(pricer: Pricer, seed: int) -> None:
+    space = pricer.space
+    agents: list[Agent] = [
+        EvolutionAgent(space, pricer, 8, seed, settings=EvolutionSettings(3, 2, crossover=0.5)),
+        GreedyAgent(space, pricer, 8, seed),
+        DpAgent(space, pricer, 8, seed),
+        CmaesAgent(space, pricer, seed),
+    ]
+    check(pricer, agents, 5)
+
+
+def check(pricer: Pricer, agents: list[Agent], evaluations: int) -> None:
+    space = pricer.space
     exact = len(pricer.limits) == 1
     # Under several bounds at once the clip is a lower bound's: it may miss what can be reached.
     reachable = exact or pricer.within(pricer.enforce([0] * len(space)))
     for agent in agents:
-        for _ in range(8):
+        for _ in range(evaluations):
             for p in agent.ask(1):
                 space.check(p.policy)
                 assert pricer.within(p.policy) or not reachable

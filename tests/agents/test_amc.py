@@ -13,7 +13,6 @@ from agents import AgentError, AmcAgent, AmcSettings, Objective, RandomAgent, be
 from agents.amc.actions import KeepRatios
 from agents.contract import contract_evaluation, contract_pricers
 from agents.protocol import Agent
-from agents.walk import walk
 from search_spaces import (
     CostModel,
     Decision,
@@ -24,6 +23,7 @@ from search_spaces import (
     Pricer,
     SearchSpace,
 )
+from search_spaces.walk import walk
 
 torch.set_num_threads(1)
 

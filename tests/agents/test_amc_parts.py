@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from agents import AgentError
-from agents.amc.actions import Bins, KeepRatios
+from agents.amc.actions import KeepRatios
 from agents.amc.ddpg import Ddpg, DdpgSettings, MovingAverage
 from agents.amc.replay import Batch, Episode, Replay
-from agents.amc.state import StateFeatures
 from search_spaces import (
     CostModel,
     Decision,
@@ -20,6 +19,8 @@ from search_spaces import (
     Pricer,
     SearchSpace,
 )
+from search_spaces.actions import Bins
+from search_spaces.state_features import StateFeatures
 
 torch.set_num_threads(1)
 
