@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressors.calibration import RangeObserver, activation_scales, observe, observer_of
@@ -109,9 +110,7 @@ class Compressed:
     def runnable(self) -> nn.Module:
         """The network with its integer layers computed as the exported file computes them."""
         return (
-            IntegerNetwork(self.network, self.plan).eval()
-            if self.plan.quantized
-            else self.network
+            IntegerNetwork(self.network, self.plan).eval() if self.plan.quantized else self.network
         )
 
 
@@ -126,6 +125,8 @@ class Compressor:
         reduce_range: keep integer weights within 63, for processors whose int8 product saturates at 16 bits.
         places: positions an image in the refit.
         labels: classes int64 [n] of the images, where there are any: for the criterion ``taylor``.
+        rankings: channels of each group from most to least important, as another compressor of the same network
+            found them; found by the recipe's criterion when left out.
 
     Raises:
         PruningError: the recipe's criterion cannot rank the channels of this network.
@@ -140,6 +141,7 @@ class Compressor:
         reduce_range: bool = False,
         places: int = PLACES,
         labels: Tensor | None = None,
+        rankings: Mapping[str, NDArray[np.int64]] | None = None,
     ) -> None:
         self.original = network
         self.images = images
@@ -149,18 +151,22 @@ class Compressor:
         self.folded = copy.deepcopy(network)
         fold_norms(self.folded, list(self.folded_pairs))
         self.structure: Structure = analyse(self.folded, images[:2])
-        found = importances(
-            self.folded,
-            groups,
-            recipe.criterion,
-            images=images,
-            labels=labels,
-            original=network,
-            norms=self.folded_pairs,
-        )
-        self.rankings = {root: ranking(importance) for root, importance in found.items()}
+        if rankings is None:
+            found = importances(
+                self.folded,
+                groups,
+                recipe.criterion,
+                images=images,
+                labels=labels,
+                original=network,
+                norms=self.folded_pairs,
+            )
+            rankings = {root: ranking(importance) for root, importance in found.items()}
+        self.rankings = dict(rankings)
         self.recipe = recipe
-        observer_of(recipe.calibration, ())  # a method that does not exist is refused here, not at the first score
+        observer_of(
+            recipe.calibration, ()
+        )  # a method that does not exist is refused here, not at the first score
         self._reduce_range = reduce_range
         self._places = places
         self._targets: dict[str, Target] | None = None

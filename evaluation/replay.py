@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from evaluation.recording import Recording
 from evaluation.surrogate import Surrogate
 from search_spaces.evaluation import Evaluation
 from search_spaces.policy import Policy
-
-# Two-sided 95 % of a normal distribution.
-_Z95 = 1.96
 
 
 class ReplayScorer:
@@ -47,7 +42,5 @@ class ReplayScorer:
             self.looked_up += 1
             return replace(known, seconds=0.0)
         self.told += 1
-        indices = self._recording.space.indices(policy)[None]
-        score = float(self._surrogate.predict(indices)[0])
-        factor = float(np.exp(_Z95 * self._surrogate.spread(indices)[0]))
-        return Evaluation((score,), (score * factor, score / factor))
+        score, low, high = self._surrogate.interval(self._recording.space.indices(policy))
+        return Evaluation((score,), (low, high))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -211,7 +211,8 @@ class ScorerBuilder:
         original: prepared network.
         network_space: as built by the driver.
         images: file written by ``save_images``.
-        recipe, reduce_range: see ``Compressor``.
+        recipe, reduce_range, rankings: see ``Compressor``. A worker ranks no channels itself: gradients differ in
+            their last digits with the number of threads, and every worker must keep the same channels.
         metric: see ``PolicyScorer``.
     """
 
@@ -221,12 +222,18 @@ class ScorerBuilder:
     recipe: CompressionRecipe = DEFAULT_RECIPE
     reduce_range: bool = False
     metric: Metric | None = None
+    rankings: Mapping[str, NDArray[np.int64]] | None = None
 
     def __call__(self) -> PolicyScorer:
         tensors = load_file(self.images)
         groups = list(self.network_space.groups.values())
         compressor = Compressor(
-            self.original, tensors["calibration"], groups, self.recipe, self.reduce_range
+            self.original,
+            tensors["calibration"],
+            groups,
+            self.recipe,
+            self.reduce_range,
+            rankings=self.rankings,
         )
         examples = Examples(tensors["inputs"], tensors["targets"])
         return PolicyScorer(compressor, self.network_space, examples, self.metric)

@@ -1,148 +1,210 @@
 """What a policy that was never evaluated would have scored, told from those that were.
 
-A Gaussian process (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", chapters 2 and 5) on the
-logarithm of the divergence. Its covariance is a sum of a linear term and a squared exponential over all decisions
-with a length scale each (automatic relevance determination), so that decisions interact: an additive model of the
-recorded scores would make a search over it separable, and hand the contest to dynamic programming.
+A Gaussian process (Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", chapters 2, 4 and 5) on
+the square root of the divergence. The divergence grows with the square of a small disturbance of the outputs, so its
+root is what adds up; as a logarithm the few policies that hardly change the network outweigh all others, and errors
+far from them come back exponentially.
+
+The covariance is linear plus Matern: half of it rough (1/2), half smooth (5/2), over all decisions with a length scale
+each (automatic relevance determination), so that decisions interact: an additive model of the recorded scores would
+make a search over it separable, and hand the contest to dynamic programming. Besides the decisions it sees the
+logarithms of the predicted costs and the share of blocks that are kept, which say how much of the network is left.
 """
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from evaluation.errors import RecordingError
 from evaluation.recording import Recording
 from search_spaces.decision import DecisionKind
-from search_spaces.space import SearchSpace
 
 # Hyperparameters are fitted to so many rows at most: their number is that of the decisions, not of the rows.
-_FITTED_ROWS = 900
-_STEPS = 160
+_FITTED_ROWS = 800
+_STEPS = 80
 _LEAST_ROWS = 50
-# Divergences are taken up to this many nats of resolution: the logarithm of nothing is minus infinity.
-_FLOOR = 1e-4
+_JITTER = 1e-6
+_SHARES = (DecisionKind.CHANNELS, DecisionKind.RANK, DecisionKind.SPARSITY)
+_Z95 = 1.96
 
 
-@dataclass(frozen=True)
-class SurrogateFit:
-    """How well scores that were left out are told.
+class Features:
+    """Policies as numbers.
 
-    Attributes:
-        r2: coefficient of determination of the scores of left-out rows.
-        r2_log: the same of the logarithm of the divergence, which is what is modelled.
-        spearman: rank correlation of left-out rows.
-        best_half: by budget share: r2_log and Spearman within the better half of the rows whose latency lies within a
-            tenth below the budget, and their number; None where they are too few.
+    A decision is a share of its largest value, or where its values are names (bits, blocks) their rank between 0
+    and 1; then follow the logarithms of the predicted costs as shares of the uncompressed network's, and the share of
+    blocks that are kept.
+
+    Args:
+        recording: whose space and prices they are of.
     """
 
-    r2: float
-    r2_log: float
-    spearman: float
-    best_half: dict[float, tuple[float, float, int] | None]
+    def __init__(self, recording: Recording) -> None:
+        decisions = recording.space.decisions
+        self._table = np.ones((len(decisions), max(len(d.values) for d in decisions)))
+        for row, decision in zip(self._table, decisions):
+            n = len(decision.values)
+            if decision.kind in _SHARES:
+                row[:n] = np.array(decision.values, dtype=np.float64) / decision.largest
+            elif n > 1:
+                row[:n] = np.linspace(0, 1, n)
+        self._rows = np.arange(len(decisions))
+        self._blocks = np.array(recording.space.of_kind(DecisionKind.BLOCK), dtype=np.int64)
+        self._models = list(recording.models.values())
+        whole = recording.space.indices(recording.space.uncompressed())[None]
+        self._wholes = [float(model.price(whole)[0]) for model in self._models]
 
-
-def features(space: SearchSpace, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Decisions as numbers between 0 and 1, float64 [n, decisions]: shares of the largest value, ranks of bits."""
-    columns = []
-    for position, decision in enumerate(space.decisions):
-        values = np.array(decision.values, dtype=np.float64)
-        if decision.kind in (DecisionKind.CHANNELS, DecisionKind.RANK, DecisionKind.SPARSITY):
-            numbers = values / decision.largest
-        else:
-            numbers = np.linspace(0, 1, len(values)) if len(values) > 1 else np.ones(1)
-        columns.append(numbers[indices[:, position]])
-    return np.stack(columns, axis=1)
+    def __call__(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64 [n, features] of value indices int64 [n, decisions]."""
+        decisions = self._table[self._rows, indices]
+        costs = [np.log(m.price(indices) / w) for m, w in zip(self._models, self._wholes)]
+        kept = (
+            decisions[:, self._blocks].mean(axis=1) if len(self._blocks) else np.ones(len(indices))
+        )
+        return np.column_stack([decisions, *costs, kept])
 
 
 class Surrogate:
-    """See the module's docstring.
+    """See the module's docstring. Made by ``of`` or ``from_json``.
 
     Args:
-        space: of the policies.
-        indices: int64 [n, decisions].
-        scores: float64 [n], minus divergences.
-        seed: of the rows the hyperparameters are fitted to.
-
-    Raises:
-        RecordingError: fewer than 50 rows, or a score above 0 (a metric of the user's own has no divergence).
+        recording: the rows it tells others from.
+        parameters: float64 [features + 4], logarithms: a length scale a feature, then the variances of the constant,
+            the linear and the Matern term, and of the noise.
+        weights: float64 [rows], of the recorded rows.
+        mean: of the square roots of the divergences.
+        error: root of the mean square of what telling each row from all others misses its square root by.
     """
 
     def __init__(
         self,
-        space: SearchSpace,
-        indices: NDArray[np.int64],
-        scores: NDArray[np.float64],
-        seed: int = 0,
-        log_scales: Tensor | None = None,
+        recording: Recording,
+        parameters: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        mean: float,
+        error: float,
     ) -> None:
+        self._features = Features(recording)
+        self._x = torch.from_numpy(self._features(recording.indices()))
+        self._parameters = torch.from_numpy(parameters)
+        self._weights = torch.from_numpy(weights)
+        self._mean = mean
+        self.error = error
+
+    @classmethod
+    def of(cls, recording: Recording, seed: int = 0) -> Surrogate:
+        """Fits one to all rows of a recording.
+
+        Args:
+            seed: of the rows the hyperparameters are fitted to.
+
+        Raises:
+            RecordingError: fewer than 50 rows, or a score above 0 (a metric of the user's own has no divergence).
+        """
+        scores = recording.scores()
         if len(scores) < _LEAST_ROWS:
             raise RecordingError(
                 f"{len(scores)} evaluations are too few to tell others from; at least {_LEAST_ROWS} are needed"
             )
         if (scores > 1e-6).any():
             raise RecordingError("a surrogate needs scores that are minus a divergence, at most 0")
-        self.space = space
-        x = torch.from_numpy(features(space, indices))
-        y = torch.from_numpy(_logs(scores))
-        self._mean = y.mean()
-        if log_scales is None:
-            rows = np.random.default_rng(seed).permutation(len(scores))[:_FITTED_ROWS]
-            log_scales = _fit(x[rows], y[rows] - self._mean)
-        self.log_scales = log_scales
-        covariance = _covariance(x, x, log_scales)
-        covariance.diagonal().add_(log_scales[-1].exp() + 1e-8)
-        self._factor = torch.linalg.cholesky(covariance)
-        self._alpha = torch.cholesky_solve((y - self._mean)[:, None], self._factor)
-        self._x = x
-
-    @classmethod
-    def of(cls, recording: Recording, seed: int = 0) -> Surrogate:
-        """Of all rows of a recording."""
-        return cls(recording.space, recording.indices(), recording.scores(), seed)
+        x = torch.from_numpy(Features(recording)(recording.indices()))
+        y = torch.from_numpy(np.sqrt(np.maximum(-scores, 0.0)))
+        mean = float(y.mean())
+        rows = np.random.default_rng(seed).permutation(len(scores))[:_FITTED_ROWS]
+        parameters = _fit(x[rows], y[rows] - mean)
+        inverse = _inverse(_noisy(x, parameters))
+        weights = inverse @ (y - mean)
+        # Leave-one-out residuals in closed form: Rasmussen and Williams, eq. 5.12.
+        error = float((weights / inverse.diagonal()).square().mean().sqrt())
+        return cls(recording, parameters.numpy(), weights.numpy(), mean, error)
 
     def predict(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Scores float64 [n] of policies given as value indices int64 [n, decisions]."""
-        x = torch.from_numpy(features(self.space, np.asarray(indices)))
-        logs = self._mean + (_covariance(x, self._x, self.log_scales) @ self._alpha)[:, 0]
-        return np.asarray(np.minimum(_FLOOR - np.exp(logs.numpy()), 0.0))
+        """Scores float64 [n] of policies given as value indices int64 [n, decisions], below 0."""
+        return -np.square(self._roots(indices))
 
-    def spread(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Standard deviations float64 [n] of the logarithm of the divergence."""
-        x = torch.from_numpy(features(self.space, np.asarray(indices)))
-        across = _covariance(x, self._x, self.log_scales)
-        solved = torch.linalg.solve_triangular(self._factor, across.T, upper=False)
-        own = _covariance(x, x, self.log_scales).diagonal()
-        return np.asarray((own - solved.square().sum(0)).clamp_min(0).sqrt().numpy())
+    def interval(self, index: NDArray[np.int64]) -> tuple[float, float, float]:
+        """Score of one policy (value indices int64 [decisions]) with its 95 % interval, by ``error``."""
+        root = float(self._roots(index[None])[0])
+        low, high = root + _Z95 * self.error, max(root - _Z95 * self.error, 0.0)
+        return -(root**2), -(low**2), -(high**2)
+
+    def _roots(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
+        x = torch.from_numpy(self._features(np.asarray(indices)))
+        roots = self._mean + _covariance(x, self._x, self._parameters) @ self._weights
+        # A root is positive. Cut off at 0, all policies told below it would be perfect alike; rounded off within the
+        # surrogate's own error they keep their order.
+        width = max(self.error, 1e-12)
+        return np.asarray(np.logaddexp(0.0, roots.numpy() / width) * width)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the recording."""
+        return {
+            "parameters": _pack(self._parameters),
+            "weights": _pack(self._weights),
+            "mean": self._mean,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, recording: Recording, data: Mapping[str, Any]) -> Surrogate:
+        """Of the same recording it was made of.
+
+        Raises:
+            RecordingError: it was made of another one.
+        """
+        parameters, weights = _unpack(data["parameters"]), _unpack(data["weights"])
+        made = cls(recording, parameters, weights, data["mean"], data["error"])
+        if made._x.shape != (len(weights), len(parameters) - 4):
+            raise RecordingError("the surrogate is of another recording; fit it anew")
+        return made
 
 
-def _logs(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log(_FLOOR + np.maximum(-scores, 0.0))
+def _pack(numbers: Tensor) -> str:
+    return base64.b64encode(numbers.numpy().astype("<f8").tobytes()).decode()
 
 
-def _covariance(a: Tensor, b: Tensor, log_scales: Tensor) -> Tensor:
-    """``constant + linear + smooth`` [rows of a, rows of b]; parameters: see ``_fit``."""
+def _unpack(text: str) -> NDArray[np.float64]:
+    return np.frombuffer(base64.b64decode(text), dtype="<f8").astype(np.float64)
+
+
+def _covariance(a: Tensor, b: Tensor, parameters: Tensor) -> Tensor:
+    """``constant + linear + (Matern 1/2 + Matern 5/2) / 2`` [rows of a, rows of b]; parameters: see ``Surrogate``."""
     d = a.shape[1]
-    lengths = log_scales[:d].exp()
-    constant, linear, smooth = (v.exp() for v in log_scales[d : d + 3])
-    scaled_a, scaled_b = a / lengths, b / lengths
-    products = scaled_a @ scaled_b.T
-    distances = (
-        scaled_a.square().sum(1)[:, None] + scaled_b.square().sum(1)[None] - 2 * products
-    ).clamp_min(0)
-    total: Tensor = constant + linear * products / d + smooth * torch.exp(-0.5 * distances)
+    lengths = parameters[:d].exp()
+    constant, linear, matern = (v.exp() for v in parameters[d : d + 3])
+    a, b = a / lengths, b / lengths
+    products = a @ b.T
+    squares = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * products
+    # The root of 0 has no derivative.
+    distances = squares.clamp_min(1e-12).sqrt()
+    # The smooth half reaches twice as far: it tells the course, the rough one the neighbours.
+    far = math.sqrt(5) / 2 * distances
+    both = torch.exp(-distances) + (1 + far + far.square() / 3) * torch.exp(-far)
+    total: Tensor = constant + linear * products / d + matern * both / 2
     return total
 
 
+def _noisy(x: Tensor, parameters: Tensor) -> Tensor:
+    """Covariance of recorded rows [rows, rows]."""
+    noise = parameters[-1].exp() + _JITTER
+    return _covariance(x, x, parameters) + noise * torch.eye(len(x), dtype=x.dtype)
+
+
+def _inverse(covariance: Tensor) -> Tensor:
+    return torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+
+
 def _fit(x: Tensor, y: Tensor) -> Tensor:
-    """Logarithms of a length scale a decision, the three variances and the noise, by most likelihood a posteriori."""
+    """Hyperparameters of the largest likelihood times prior, by Adam."""
     d = x.shape[1]
     variance = float(y.var()) + 1e-6
     start = torch.cat(
@@ -157,53 +219,16 @@ def _fit(x: Tensor, y: Tensor) -> Tensor:
         for group in optimizer.param_groups:
             group["lr"] = 0.1 * (1 - step / _STEPS) + 0.005
         optimizer.zero_grad()
-        covariance = _covariance(x, x, parameters)
-        covariance = covariance + torch.eye(len(x), dtype=x.dtype) * (parameters[-1].exp() + 1e-6)
-        factor = torch.linalg.cholesky(covariance)
-        solved = torch.cholesky_solve(y[:, None], factor)[:, 0]
-        loss = 0.5 * y @ solved + factor.diagonal().log().sum()
-        # Wide priors around the start keep length scales of decisions without effect finite.
-        loss = loss + 0.5 * ((parameters - start) / 1.5).square().sum()
-        loss.backward()
+        covariance = _noisy(x, parameters)
+        with torch.no_grad():
+            inverse = _inverse(covariance)
+            solved = inverse @ y
+            # Rasmussen and Williams, eq. 5.9; through the factor, automatic differentiation takes ten times as long.
+            slope = 0.5 * (inverse - torch.outer(solved, solved))
+        covariance.backward(slope)
+        with torch.no_grad():
+            # Wide priors around the start keep length scales of decisions without effect finite.
+            assert parameters.grad is not None
+            parameters.grad += (parameters - start) / 1.5**2
         optimizer.step()
     return parameters.detach()
-
-
-def check(
-    recording: Recording, budgets: Sequence[float] = (0.35, 0.5, 0.7), folds: int = 5, seed: int = 0
-) -> SurrogateFit:
-    """Tells every row from the other folds' rows; hyperparameters are fitted within each fold anew.
-
-    Raises:
-        RecordingError: as ``Surrogate``.
-    """
-    indices, scores = recording.indices(), recording.scores()
-    order = np.random.default_rng(seed).permutation(len(scores))
-    told = np.zeros(len(scores))
-    for fold in range(folds):
-        out = order[fold::folds]
-        others = np.setdiff1d(order, out)
-        told[out] = Surrogate(recording.space, indices[others], scores[others], seed).predict(
-            indices[out]
-        )
-    costs = recording.models["latency_ms"].price(indices)
-    whole = recording.pricer().costs(recording.space.uncompressed())["latency_ms"]
-    halves: dict[float, tuple[float, float, int] | None] = {}
-    for share in budgets:
-        near = np.flatnonzero((costs <= share * whole) & (costs >= 0.9 * share * whole))
-        better = near[np.argsort(-scores[near])][: len(near) // 2]
-        halves[share] = None
-        if len(better) >= 20:
-            rank = float(spearmanr(told[better], scores[better])[0])
-            halves[share] = (_r2(_logs(told[better]), _logs(scores[better])), rank, len(better))
-    return SurrogateFit(
-        _r2(told, scores),
-        _r2(_logs(told), _logs(scores)),
-        float(spearmanr(told, scores)[0]),
-        halves,
-    )
-
-
-def _r2(told: NDArray[np.float64], true: NDArray[np.float64]) -> float:
-    rest = float(np.square(true - told).sum())
-    return 1 - rest / max(float(np.square(true - true.mean()).sum()), 1e-300)

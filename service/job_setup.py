@@ -84,6 +84,7 @@ class JobSetup:
             self.compressor.recipe,
             self.target.reduce_range,
             self.data.evaluate,
+            self.compressor.rankings,
         )
 
 

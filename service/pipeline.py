@@ -97,6 +97,10 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
             "the search space differs from the one this job began with: the network, the target or Trimtab "
             "changed in between. Submit the job anew"
         )
+    # Which channels a later attempt keeps must not hang on the last digits of its gradients.
+    ranked = {root: order.tolist() for root, order in setup.compressor.rankings.items()}
+    pinned = context.pin("rankings", ranked)
+    setup.compressor.rankings = {root: np.array(order) for root, order in pinned.items()}
     hidden = context.workdir / ".work"
     hidden.mkdir(parents=True, exist_ok=True)
     prices = learn_prices(
