@@ -21,6 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from agents.registry import agent_names, check_agent
 from benchmarks.contest_runs import REFERENCE, ResultFile, Run, Task, code_digest, run_all
 from benchmarks.contest_spaces import ContestSpace, find, load_space
@@ -63,6 +65,7 @@ def main() -> int:
     args = parser.parse_args()
     for agent in (*args.agents, *args.again):
         check_agent(agent)
+    torch.set_num_threads(1)
     begun = time.monotonic()
     spaces = [load_space(path) for path in find(args.spaces)]
     for space in spaces:
@@ -183,6 +186,7 @@ def print_head(space: ContestSpace) -> None:
             f"R2 {half.r2:.3f}, Spearman {half.spearman:.3f} ({half.rows} rows)"
         )  # fmt: skip
         print(f"  best half at {budget:.2f} of the latency: {said}")
+    print(f"  Divergences below about {space.surrogate.error**2:.4f} nats lie within its error.")
     if not fit.fit:
         print(
             f"  The surrogate misses the bar of R2 {R2_BAR}: conclusions on this space are PRELIMINARY."

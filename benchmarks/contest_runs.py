@@ -160,11 +160,15 @@ def hypervolume(
 def run_all(
     tasks: Sequence[Task], paths: dict[str, Path], workers: int, done: Callable[[Run], None]
 ) -> None:
-    """Runs tasks in so many processes; ``done`` gets each as it ends.
+    """Runs tasks in so many processes, in this one where it is one; ``done`` gets each as it ends.
 
     Args:
         paths: of the recordings, by name.
     """
+    if workers == 1:
+        for task in tasks:
+            done(_work(task, paths[task.space]))
+        return
     # Each process has one core: libraries that start threads of their own would fight over it.
     os.environ["OMP_NUM_THREADS"] = "1"
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin) as pool:

@@ -52,7 +52,7 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         "--exclude", action="append", default=[], metavar="MODULE", help="left as it is; repeatable"
     )
     parser.add_argument(
-        "--criterion", default="l1", metavar="C",
+        "--criterion", default="fisher", metavar="C",
         help="which channels go first: l1, l2, bn_scale, geometric_median, taylor, fisher, random",
     )  # fmt: skip
     parser.add_argument("--evaluations", type=int, default=100, metavar="N")

@@ -49,7 +49,7 @@ class SpaceSpec(_Strict):
     exclude: tuple[str, ...] = Field(default=(), description="module paths left as they are")
     criterion: Literal[
         "l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random"
-    ] = Field(default="l1", description="which channels of a group go first")
+    ] = Field(default="fisher", description="which channels of a group go first")
 
 
 class AgentSpec(_Strict):
