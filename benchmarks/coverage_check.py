@@ -87,12 +87,19 @@ def _check(
     row["macs"] = whole
     smallest = trial.macs(space.from_indices([0] * len(space.decisions)))
     row["prunable_macs"] = round(1 - smallest / whole, 4)
-    row["removed"] = [
-        round(1 - trial.macs(policy) / whole, 4)
-        for policy in random_policies(network_space, policies, trial.estimate)
-    ]
-    if min(row["removed"]) < LEAST_REMOVED:
-        raise Invalid(f"a policy removed only {min(row['removed']):.0%} of the MACs")
+    # Estimates know no products within attention: what a file lacks decides, and a policy too many is tried as well.
+    removed: list[float] = []
+    for policy in random_policies(network_space, 4 * policies, trial.estimate):
+        share = round(1 - trial.macs(policy) / whole, 4)
+        if share >= LEAST_REMOVED:
+            removed.append(share)
+        if len(removed) == policies:
+            break
+    row["removed"] = removed
+    if len(removed) < policies:
+        raise Invalid(
+            f"left whole: only {len(removed)} random policies removed {LEAST_REMOVED:.0%} of the file's MACs"
+        )
 
 
 def random_policies(
@@ -103,8 +110,8 @@ def random_policies(
     Args:
         share: of the multiply-accumulates that stay.
 
-    Raises:
-        Invalid: not as many are found.
+    Returns:
+        At most ``count``: fewer where few random policies remove enough.
     """
     space = network_space.space
     rng = np.random.default_rng(0)
@@ -123,9 +130,7 @@ def random_policies(
             found[policy] = None
         if len(found) == count:
             return list(found)
-    raise Invalid(
-        f"left whole: only {len(found)} of {_DRAWS} random policies remove {LEAST_REMOVED:.0%} of the MACs"
-    )
+    return list(found)
 
 
 class _Trial:
