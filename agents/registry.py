@@ -145,7 +145,9 @@ def _auto(
 
 
 AGENTS: Mapping[str, AgentEntry] = {
-    "auto": AgentEntry("what we choose for you: evolution first, then tpe, cmaes and evolution in turn", _auto),
+    "auto": AgentEntry(
+        "what we choose for you: evolution first, then tpe, cmaes and evolution in turn", _auto
+    ),
     "amc": AgentEntry(
         "reinforcement learning (DDPG), one action a decision (AMC, He et al. 2018)", _amc
     ),

@@ -60,7 +60,8 @@ class Skeleton:
                 p: WeightScale((WEIGHT_STEP,) * x.out_channels) for p, x in self._layers.items()
             },
             activations={
-                s: ActivationScale(ACTIVATION_STEP, 0 if s in rectified else 128) for s in everything
+                s: ActivationScale(ACTIVATION_STEP, 0 if s in rectified else 128)
+                for s in everything
             },
             input_shape=tuple(compressor.images.shape[1:]),
         )

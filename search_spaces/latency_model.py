@@ -312,7 +312,10 @@ def _table(
         return _fill(places, costs, shape, alive)
     without = tuple(n for axis, n in enumerate(shape) if axis != rank)
     pooled = _fill(
-        np.delete(places[~low], rank, axis=1), costs[~low], without, np.asarray(alive.any(axis=rank))
+        np.delete(places[~low], rank, axis=1),
+        costs[~low],
+        without,
+        np.asarray(alive.any(axis=rank)),
     )
     factored = _fill(places[low], costs[low], shape, tables.factored)
     whole = np.broadcast_to(np.expand_dims(pooled, rank), shape)

@@ -47,9 +47,9 @@ class DataSpec(_Strict):
 class SpaceSpec(_Strict):
     scope: Literal["prune", "quantize", "joint"] = "joint"
     exclude: tuple[str, ...] = Field(default=(), description="module paths left as they are")
-    criterion: Literal[
-        "l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random"
-    ] = Field(default="fisher", description="which channels of a group go first")
+    criterion: Literal["l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random"] = (
+        Field(default="fisher", description="which channels of a group go first")
+    )
 
 
 class AgentSpec(_Strict):

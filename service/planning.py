@@ -199,7 +199,11 @@ def _exact(setup: JobSetup, looked: list[Looked]) -> dict[str, CostModel]:
     }
     if bounds_packed(setup.spec.budget):
         packed = learn_packed(
-            setup.compressor, network_space, setup.target.reduce_range, lambda *_: None, lambda: None
+            setup.compressor,
+            network_space,
+            setup.target.reduce_range,
+            lambda *_: None,
+            lambda: None,
         )
         models[PACKED] = packed.model
     return models

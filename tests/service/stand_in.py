@@ -23,7 +23,7 @@ class Scorer:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def score(self, policy: Policy, score_to_beat: float | None = None) -> Evaluation:  # noqa: ARG002
+    def score(self, policy: Policy, score_to_beat: float | None = None) -> Evaluation:
         time.sleep(self.seconds)
         value = policy.values[0]
         return Evaluation(
