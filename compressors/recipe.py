@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
-
-from compressors.errors import PlanError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +37,3 @@ class CompressionRecipe:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CompressionRecipe:
-        """Raises PlanError for an unknown field."""
-        unknown = sorted(set(data) - {f.name for f in fields(cls)})
-        if unknown:
-            raise PlanError(
-                f"unknown fields in a compression recipe: {', '.join(unknown)}; "
-                f"known: {', '.join(f.name for f in fields(cls))}"
-            )
-        return cls(**data)

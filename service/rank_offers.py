@@ -28,8 +28,8 @@ from service.kernel_rows import Rows, Stage, known_rows, measure_missing
 
 # What a rank must save of the layer's time to be offered.
 FASTER = 0.05
-# Layers narrower than this are not timed: a 3x3 convolution of 64 channels at 8x8 in integers was at most 14 % faster
-# at a quarter of its work, where its output is off by half.
+# Layers narrower than this are not timed. Chosen after one run on a busy machine, in which a 3x3 convolution of 64
+# channels at 8x8 in integers was at most 14 % faster at a quarter of its work; a quiet machine may say otherwise.
 LEAST_TIMED = 128
 # Seconds spent on kernels of factors that a job's table lacks.
 MEASURE_SECONDS = 60.0

@@ -5,7 +5,7 @@ Every way is tried from the most compact down and taken only where it gives the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -164,8 +164,3 @@ def grid_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     if len(shape) < 2 or not size:
         return 1, 1, size
     return shape[0], shape[1], size // (shape[0] * shape[1])
-
-
-def plan_scales(plan: Plan) -> Mapping[str, NDArray[np.float32]]:
-    """Weight scales by layer, float32 [out_channels]."""
-    return {path: np.array(scale.scale, dtype=np.float32) for path, scale in plan.weights.items()}

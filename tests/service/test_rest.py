@@ -284,7 +284,6 @@ def test_a_dry_run_answers_with_the_problem_of_its_process(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A target is checked at once, weights that do not fit only where the network is built.
-    pytest.importorskip("service.planning")
     header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     file = len(header).to_bytes(8, "little") + header + bytes(4)
     id = server.http.post("/v1/weights", content=file).json()["id"]
