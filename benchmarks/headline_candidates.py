@@ -9,7 +9,7 @@ refit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -251,9 +251,3 @@ def priced_by(
 def macs_of(network_space: NetworkSpace, policies: list[Policy]) -> NDArray[np.float64]:
     indices = np.array([network_space.space.indices(p) for p in policies])
     return np.asarray(macs_model(network_space).price(indices))
-
-
-def lower_bits(layers: Iterable[str], network_space: NetworkSpace, bits: int) -> dict[str, int]:
-    """Bits of every integer layer: the first and the last keep 8, as is usual (DoReFa, arXiv 1606.06160)."""
-    order = [x.path for x in network_space.structure.layers]
-    return {path: INTEGER_BITS if path in (order[0], order[-1]) else bits for path in layers}

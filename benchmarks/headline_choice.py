@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.headline import (
-    LATENCY,
+    CANDIDATE,
     MARGIN,
     SHAPE,
-    SIZE,
-    UNTRAINED,
     Goal,
     original_of,
     prepare_data,
@@ -27,12 +25,9 @@ from benchmarks.headline_candidates import (
     export_all,
     first_design,
     known,
-    lower_bits,
-    macs_of,
     measured,
     near,
     priced_by,
-    staged,
     uniform_int8,
 )
 from compressors import Compressor, save
@@ -82,17 +77,16 @@ class Choice:
         print(f"{self._name}: {len(self._designs)} files exported", flush=True)
 
     def time_designs(self) -> None:
-        """Times them, then the ones that the model finds near the bounds."""
+        """Times them, then the ones that the model finds near the bound."""
         args = self._args
         uniform = uniform_int8(self._space)
         times = self._timed(self._designs, uniform)
         model = TimeModel(self._space)
         error = model.fit(times)
         print(f"{self._name}: time model off by {error:.3f} on {len(times)} files", flush=True)
-        for k, bound in enumerate((self._goal.bound, self._goal.untrained)):
-            low, high = _LEAST_USED * bound, MARGIN * bound
-            found = near(self._space, model, low, high, args.near, args.seed + k + 1)
-            times |= self._timed([uniform, *found], uniform)
+        low, high = _LEAST_USED * self._goal.bound, MARGIN * self._goal.bound
+        found = near(self._space, model, low, high, args.near, args.seed + 1)
+        times |= self._timed([uniform, *found], uniform)
         ids = tuple(d.id for d in self._space.space.decisions)
         rows = [
             {"policy": p.to_json(ids), "ratio": ratio, "ratio_ci95": interval}
@@ -111,8 +105,8 @@ class Choice:
         found = measured(self._target, files, uniform.digest, self._args.seconds)
         return {policy: found[policy.digest] for policy in policies}
 
-    def write_starts(self, packed: Sequence[tuple[int, tuple[int, ...] | None]]) -> dict[str, Any]:
-        """Scores what lies within the bounds and leaves a folder a candidate."""
+    def write_starts(self) -> dict[str, Any]:
+        """Scores what lies within the bound and leaves a folder a candidate."""
         rows = json.loads(self._priced.read_text())
         times = {
             Policy.from_json(row["policy"]): (row["ratio"], tuple(row["ratio_ci95"]))
@@ -124,17 +118,15 @@ class Choice:
             # Never measured or measured badly, the model prices it all the same.
             times.setdefault(policy, (math.nan, (math.nan, math.nan)))
         priced = priced_by(model, self._space, times)
-        goal = self._goal
-        candidates = self._best(priced, goal.bound, LATENCY, self._args.candidates)
-        candidates += self._best(priced, goal.untrained, UNTRAINED, 1)
-        candidates += [self._packed(bits, kept) for bits, kept in packed]
-        found = {"network": self._name, "bound": goal.bound, "candidates": candidates}
+        found = {
+            "network": self._name,
+            "bound": self._goal.bound,
+            "candidates": self._best(priced, self._goal.bound, self._args.candidates),
+        }
         (self._folder / "candidates.json").write_text(json.dumps(found, indent=1))
         return found
 
-    def _best(
-        self, priced: list[Priced], bound: float, kind: str, count: int
-    ) -> list[dict[str, Any]]:
+    def _best(self, priced: list[Priced], bound: float, count: int) -> list[dict[str, Any]]:
         inside = [p for p in priced if _LEAST_USED * bound <= p.predicted <= MARGIN * bound]
         inside.sort(key=lambda p: -p.macs)
         scored = []
@@ -150,8 +142,7 @@ class Choice:
         scored.sort(key=lambda item: -item[0])
         found = []
         for number, (score, accuracy, one, made) in enumerate(scored[:count]):
-            name = f"{kind}{number}"
-            facts = self._written(name, kind, made, made)
+            facts = self._written(f"{CANDIDATE}{number}", made)
             priced_facts = dataclasses.asdict(one)
             facts |= {
                 key: priced_facts[key] for key in ("ratio", "ratio_ci95", "predicted", "macs")
@@ -159,26 +150,9 @@ class Choice:
             found.append(facts | {"score": score, "accuracy": accuracy})
         return found
 
-    def _packed(self, bits: int, kept: tuple[int, ...] | None) -> dict[str, Any]:
-        """A start of few bits: float weights, and the plan they are trained for."""
-        policy = uniform_int8(self._space) if kept is None else staged(self._space, kept)
-        choices = self._space.choices(policy)
-        few = lower_bits(choices.integer, self._space, bits)
-        rounded = self._compressor.compress(dataclasses.replace(choices, weight_bits=few))
-        plain = self._compressor.compress(dataclasses.replace(choices, integer=frozenset()))
-        evaluation = self._scorer.score_compressed(rounded)
-        blocks = "all" if kept is None else "-".join(map(str, kept))
-        facts = self._written(f"{SIZE}-{bits}bit-{blocks}", SIZE, plain, rounded)
-        facts |= {"ratio": None, "ratio_ci95": None, "predicted": None, "bits": bits}
-        facts["macs"] = float(macs_of(self._space, [policy])[0])
-        return facts | {"score": evaluation.score, "accuracy": float(evaluation.top1 or 0.0)}
-
-    def _written(
-        self, name: str, kind: str, weights: Compressed, plan: Compressed
-    ) -> dict[str, Any]:
+    def _written(self, name: str, made: Compressed) -> dict[str, Any]:
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
         # What is trained anyhow travels in half the bytes.
-        network = weights.network if kind == UNTRAINED else copy.deepcopy(weights.network).half()
-        save(network, plan.plan, folder)
-        return {"name": name, "kind": kind, "dropped": len(plan.plan.dropped)}
+        save(copy.deepcopy(made.network).half(), made.plan, folder)
+        return {"name": name, "dropped": len(made.plan.dropped)}

@@ -15,7 +15,7 @@ import onnxruntime
 import torch
 from torch import nn
 
-from benchmarks.headline import LATENCY, PACKED_TIMES, SIZE, UNTRAINED, Goal, weights_of
+from benchmarks.headline import CANDIDATE, Goal, weights_of
 from benchmarks.verify_artifacts import (
     FLOAT,
     UNIFORM,
@@ -40,7 +40,7 @@ class Finished:
     compressed: Compressed
     file: Path
     held_out: float
-    training: dict[str, Any] | None
+    training: dict[str, Any]
 
 
 class Finish:
@@ -62,60 +62,20 @@ class Finish:
         calibration = TensorImages.load(files["calibration"])
         self._references = reference_files(original, calibration, self._target, self.folder)
 
-    def latency(self) -> dict[str, Any] | None:
+    def report(self) -> dict[str, Any] | None:
         """The trained candidate that is best on held-out images within the bound."""
-        found = self._trained(LATENCY)
-        return self._report(found, self._goal.bound) if found else None
+        found = self._trained()
+        return self._report(found) if found else None
 
-    def untrained(self) -> dict[str, Any] | None:
-        """The same without any fine-tuning, at the wider bound."""
-        starts = sorted((self._args.work / "starts" / self._name).glob(f"{UNTRAINED}*"))
-        found = [self._finished(folder.name, folder, None) for folder in starts if folder.is_dir()]
-        return self._report(found, self._goal.untrained) if found else None
-
-    def size(self) -> dict[str, Any] | None:
-        """The trained network of few bits that is best on held-out images among those packed small enough."""
-        from compressors.packed import PACKED_FILE, pack_network
-
-        found = self._trained(SIZE)
-        if not found:
-            return None
-        raw = 4 * sum(p.numel() for p in self._original.parameters())
-        packed = {
-            one.name: pack_network(one.compressed.network, one.compressed.plan) for one in found
-        }
-        small = [one for one in found if raw / len(packed[one.name]) >= PACKED_TIMES]
-        best = (
-            max(small, key=lambda one: one.held_out)
-            if small
-            else min(found, key=lambda one: len(packed[one.name]))
-        )
-        data = packed[best.name]
-        (self.folder / PACKED_FILE).write_bytes(data)
-        report = self._report([best], None)
-        times = raw / len(data)
-        report |= {
-            "packed_bytes": len(data),
-            "raw_weight_bytes": raw,
-            "packed_times_smaller": times,
-            "met": bool(small) and report["accuracy_drop"]["estimate"] <= self._goal.max_drop,
-            "candidates": [
-                {"name": one.name, "held_out": one.held_out, "packed_bytes": len(packed[one.name])}
-                for one in found
-            ],
-        }
-        report["files"] = [*report["files"], PACKED_FILE]
-        return report
-
-    def _trained(self, kind: str) -> list[Finished]:
-        folders = sorted((self._args.work / "trained").glob(f"{self._name}-{kind}*"))
+    def _trained(self) -> list[Finished]:
+        folders = sorted((self._args.work / "trained").glob(f"{self._name}-{CANDIDATE}*"))
         return [
             self._finished(folder.name, folder, json.loads((folder / RESULT_FILE).read_text()))
             for folder in folders
             if (folder / RESULT_FILE).exists()
         ]
 
-    def _finished(self, name: str, folder: Path, training: dict[str, Any] | None) -> Finished:
+    def _finished(self, name: str, folder: Path, training: dict[str, Any]) -> Finished:
         weights = weights_of(self._args, self._name)
         job = TrainingJob(name, f"cifar_zoo:{self._name}", weights, folder, Recipe(1))
         compressed = job.begin(self._original)
@@ -130,11 +90,12 @@ class Finish:
     def _reference_hits(self) -> dict[str, np.ndarray[Any, np.dtype[np.bool_]]]:
         return {n: right(self._target, file, self._test) for n, file in self._references.items()}
 
-    def _report(self, found: list[Finished], bound: float | None) -> dict[str, Any]:
+    def _report(self, found: list[Finished]) -> dict[str, Any]:
+        bound = self._goal.bound
         files = {**self._references, **{one.name: one.file for one in found}}
         times = self._target.measure(files, seconds=self._args.seconds)
         ratios = {one.name: times.ratio(one.name, UNIFORM) for one in found}
-        inside = [one for one in found if bound is None or ratios[one.name] <= bound]
+        inside = [one for one in found if ratios[one.name] <= bound]
         winner = (
             max(inside, key=lambda one: one.held_out)
             if inside

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -57,16 +57,19 @@ from evaluation.stopping import bar
 from latency_tables import parse_target
 from search_spaces import Evaluation
 from search_spaces.network_space import NetworkSpace, build_space
+from service.job_spec import SpaceSpec
 
 SHAPE = (3, 32, 32)
 SEARCH_IMAGES = 2000
+# What jobs do unless they are told otherwise.
+RECIPE = CompressionRecipe(criterion=SpaceSpec().criterion)
 VARIANTS: dict[str, CompressionRecipe] = {
-    "none": CompressionRecipe(refit=False, statistics=False),
-    "statistics": CompressionRecipe(refit=False, statistics=True),
-    "refit": CompressionRecipe(refit=True, statistics=False),
-    "refit+statistics": CompressionRecipe(refit=True, statistics=True),
+    "none": replace(RECIPE, refit=False, statistics=False),
+    "statistics": replace(RECIPE, refit=False, statistics=True),
+    "refit": replace(RECIPE, refit=True, statistics=False),
+    "refit+statistics": replace(RECIPE, refit=True, statistics=True),
 }
-# The default recipe as a search calls it: policies that surely are not among the best are not scored on all images.
+# The recipe of jobs as a search calls it: policies that surely are not among the best are not scored on all images.
 ONE_CALL = "one_call"
 
 
@@ -205,10 +208,9 @@ def examples(file: Path) -> Examples:
 
 def choose_policies(args: argparse.Namespace) -> int:
     bench = load(args)
-    recipe = CompressionRecipe()
-    scorer = bench.scorer(recipe)
+    scorer = bench.scorer(RECIPE)
     band = price_band(
-        bench.compressor(recipe), bench.network_space, args.target, args.centre, args.width,
+        bench.compressor(RECIPE), bench.network_space, args.target, args.centre, args.width,
         args.data_dir or args.out / "data", args.out,
     )  # fmt: skip
     space = bench.network_space
@@ -266,7 +268,7 @@ def score_some(args: argparse.Namespace, variant: str, numbers: Sequence[int]) -
     """Scores by number of the policy, one thread."""
     torch.set_num_threads(1)
     candidates = read_candidates(args.out)
-    scorer = load(args).scorer(VARIANTS.get(variant, CompressionRecipe()))
+    scorer = load(args).scorer(VARIANTS.get(variant, RECIPE))
     told: list[Evaluation] = []
     done: dict[str, Any] = {}
     for number in numbers:
@@ -314,7 +316,7 @@ def train_policies(args: argparse.Namespace) -> int:
 
 
 def save_starts(args: argparse.Namespace) -> list[Path]:
-    """Folders with what each training begins with: the networks of the default recipe."""
+    """Folders with what each training begins with: the networks of the recipe of jobs."""
     image_files(args)  # once, before several processes look for them
     root = (args.work or args.out / "work") / "starts"
     candidates = read_candidates(args.out)
@@ -332,7 +334,7 @@ def save_starts(args: argparse.Namespace) -> list[Path]:
 
 def save_some(args: argparse.Namespace, numbers: Sequence[int], root: Path) -> None:
     torch.set_num_threads(1)
-    compressor = load(args).compressor(CompressionRecipe())
+    compressor = load(args).compressor(RECIPE)
     candidates = read_candidates(args.out)
     for number in numbers:
         made = compressor.compress(candidates[number].choices)

@@ -3,8 +3,10 @@
     python -m benchmarks.verify_artifacts [DIR] --zoo ../shared/zoo [--json FILE]
 
 DIR (default ``benchmarks/artifacts/headline``) holds a folder a network with ``model.onnx`` and ``report.json``, which
-names the network. Times: x86-ort, 1 thread, batch 1, default session options. Accuracy: CIFAR-10, JPEG re-encoded, all
-10,000 test images through the file. Nothing else may run on the machine meanwhile.
+names the network. Where a ``model.packed`` lies beside them it must hold the very network of ``model.onnx``: its size
+is given, and on how many test images the two differ. Times: x86-ort, 1 thread, batch 1, default session options.
+Accuracy: CIFAR-10, JPEG re-encoded, all 10,000 test images through the file. Nothing else may run on the machine
+meanwhile.
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ from torch import nn
 
 from compressors import Choices, Compressor, Plan
 from compressors.exporter import export_onnx, save_onnx
+from compressors.finetuning import Recipe
+from compressors.lots import TrainingJob
+from compressors.packed import PACKED_FILE, unpack_file
 from compressors.training_images import TensorImages
 from evaluation.intervals import mean_ci95, share_ci95
 from latency_tables import Target, parse_target
@@ -67,6 +72,9 @@ def main() -> int:
             rows.append(verified(target, {**files, "artifact": file}, test, args.seconds))
             rows[-1] |= {"artifact": file.parent.name, "network": report["network"]}
             rows[-1] |= {"reported": {k: report.get(k) for k in ("accuracy", "latency_ratio")}}
+            packed = file.with_name(PACKED_FILE)
+            if packed.exists():
+                rows[-1]["packed"] = packed_facts(packed, network, target, test, folder)
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps({"rows": rows}, indent=1))
@@ -87,6 +95,29 @@ def reference_files(
     save_onnx(export_onnx(compressor.folded, plain), files[FLOAT])
     save_onnx(export_onnx(uniform.network, uniform.plan), files[UNIFORM])
     return files
+
+
+def packed_facts(
+    packed: Path, original: nn.Module, target: Target, test: TensorImages, folder: Path
+) -> dict[str, Any]:
+    """Size of a packed file beside the original's fp32 weights (norms folded), and whether it is the artifact."""
+    unpack_file(packed, folder / "unpacked")
+    made = TrainingJob("", "", Path(), folder / "unpacked", Recipe(1)).begin(original)
+    save_onnx(export_onnx(made.network, made.plan), folder / "unpacked.onnx")
+    inputs = test.normalised(test.images).numpy()
+    ours, theirs = (
+        target.run(file, inputs)
+        for file in (folder / "unpacked.onnx", packed.with_name("model.onnx"))
+    )
+    folded = Compressor(original, torch.from_numpy(inputs[:2]), []).folded
+    raw = 4 * sum(p.numel() for p in folded.parameters())
+    size = packed.stat().st_size
+    return {
+        "packed_bytes": size,
+        "raw_weight_bytes": raw,
+        "times_smaller": raw / size,
+        "images_that_differ": int((ours != theirs).any(1).sum()),
+    }
 
 
 def right(target: Target, file: Path, images: TensorImages) -> NDArray[np.bool_]:
@@ -141,6 +172,12 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"| {row['artifact']} | {name} | {f['of_uniform_int8']:.3f} ({low:.3f} to {high:.3f}) | "
                 f"{f['of_fp32']:.3f} | {100 * f['accuracy']:.2f} ({100 * worst:.2f} to {100 * best:.2f}) % | "
                 f"{100 * drop['estimate']:.2f} ({100 * drop['ci95'][0]:.2f} to {100 * drop['ci95'][1]:.2f}) |"
+            )
+        if "packed" in row:
+            p = row["packed"]
+            lines.append(
+                f"| {row['artifact']} | packed: {p['packed_bytes']} bytes, {p['times_smaller']:.2f} times smaller, "
+                f"outputs differ on {p['images_that_differ']} images | | | | |"
             )
     return "\n".join(lines)
 

@@ -53,6 +53,7 @@ class TrainingJob:
         start: folder with ``plan.json`` and ``model.safetensors`` (``loading.save``) to begin with. Below 8 bits the
             weights should be unrounded ones.
         recipe: how to train.
+        keep_zeros: weights that are zero at the start, of layers that are to run in integers, stay zero.
     """
 
     name: str
@@ -60,6 +61,7 @@ class TrainingJob:
     weights: Path
     start: Path
     recipe: Recipe
+    keep_zeros: bool = False
 
     def original(self) -> nn.Module:
         """The uncompressed network, prepared.
@@ -90,7 +92,9 @@ class TrainingJob:
             raise PlanError(f"no {Path(str(error.filename)).name} in {self.start}") from error
         network = rebuild(original, plan)
         network.load_state_dict(tensors)
-        return Compressed(network, plan)
+        kept = {path: tensors[f"{path}.weight"] != 0 for path in plan.weights if self.keep_zeros}
+        zeros = {path: mask for path, mask in kept.items() if not mask.all()}
+        return Compressed(network, plan, zeros=zeros)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -129,3 +130,22 @@ def test_workers_share_the_jobs_and_a_bad_one_does_not_stop_the_others(setting: 
 def test_names_must_differ(setting: Setting) -> None:
     with pytest.raises(TrainingError, match="same name"):
         setting.train([setting.job("twin"), setting.job("twin")])
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_zeros_of_the_start_stay_where_the_job_asks_for_it(setting: Setting, keep: bool) -> None:
+    path, share = "blocks.1.conv2", 0.75
+    layers = frozenset(layer.path for layer in setting.compressor.structure.layers)
+    few = Choices(integer=layers, weight_bits={path: 2}, sparsity={path: share})
+    plan = setting.compressor.compress(few).plan
+    start = setting.compressor.compress(Choices(sparsity={path: share})).network
+    folder = setting.folder / f"zeros-{keep}"
+    folder.mkdir()
+    save(start, plan, folder)
+    job = dataclasses.replace(setting.job(folder.name, rate=0.5), start=folder, keep_zeros=keep)
+    assert setting.train([job])[job.name]["state"] == "finished"
+    trained = load_file(setting.folder / "out" / job.name / "model.safetensors")
+    zero = start.get_submodule(path).weight == 0
+    assert bool((trained[f"{path}.weight"][zero] == 0).all()) == keep
+    # A negative zero would be a fourth symbol of a ternary weight in the packed file.
+    assert not any(torch.signbit(w[w == 0]).any() for w in trained.values())
