@@ -4,19 +4,25 @@ The same random policies (channels only, no block is dropped, nothing is quantiz
 multiply-accumulates are compressed with each criterion and without reconstruction, with re-estimated statistics, with
 the least-squares refit, and with both; each network is scored on images of the train split that fine-tuning would
 not see: divergence from the original's outputs, and accuracy. Policies are the sample: intervals are over them, and
-every combination is compared with ``l1`` and refit on the same policies.
+every combination is compared on the same policies with ``l1`` and refit, and with the one of the least divergence
+at its share (the best of many by luck too: an interval that begins above 1 says more than one that does not). A
+table is printed for each share as soon as it is finished.
 
-    python benchmarks/criteria.py python:cifar_zoo:resnet20 --code-path ../shared/zoo
+    python -m benchmarks.criteria python:cifar_zoo:resnet20 --code-path ../shared/zoo
         --weights ../shared/zoo/weights/resnet20.safetensors --data python:cifar_zoo:cifar10
-        [--policies 12] [--ratios 0.75 0.5 0.35] [--images 1000] [--calibration 256] [--json FILE]
+        [--workers 8] [--policies 12] [--ratios 0.75 0.5 0.35] [--images 1000] [--calibration 256]
+        [--criteria l1 fisher ...] [--reconstructions refit ...] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +30,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressors import Choices, CompressionRecipe, Compressor, find_groups, prepare
 from compressors.exported import ExportedNetwork
+from compressors.groups import PruningGroup
 from compressors.importance import CRITERIA
 from compressors.plan import Plan
 from evaluation.scoring import divergence
@@ -48,6 +55,20 @@ SMALLEST = 0.125
 TOLERANCE = 0.02
 
 
+# Of one combination at one share: divergence in nats and accuracy of each policy, float64 [policies, 2].
+Scores = NDArray[np.float64]
+Cells = Mapping[tuple[str, str], Scores]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One combination at one share of the multiply-accumulates."""
+
+    ratio: float
+    criterion: str
+    reconstruction: str
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,66 +87,136 @@ def main() -> int:
     )
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--calibration", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--code-path", type=Path, action="append", default=[])
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if REFERENCE[0] not in args.criteria or REFERENCE[1] not in args.reconstructions:
         parser.error("everything is compared with l1 and refit: keep both")
-    torch.set_num_threads(args.threads)
-    found = run(args)
-    print(table(found["rows"]))
-    print(f"{found['networks']} networks in {found['cpu_seconds']:.0f} CPU seconds")
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
+    if args.policies < 2:
+        parser.error("--policies must be at least 2: intervals are over policies")
+    run(args)
     return 0
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything that is said of one network."""
-    began = time.process_time()
-    sources = Sources(allow=("python:*",), code_paths=args.code_path)
-    network = sources.model_factory(args.source)()
-    load_weights(network, args.weights)
-    network = prepare(network)
-    data = sources.data(args.data)
-    splits = carve(len(data.train), None, args.images)  # type: ignore[arg-type]
-    calibration = gather(data.train, splits.calibration, "the train split")
-    some = np.random.default_rng(0).permutation(len(calibration))[: args.calibration]
-    images, labels = calibration.inputs[some], calibration.targets[some]
-    search = gather(data.train, splits.search, "the train split")
-    base = Compressor(network, images, [])
-    groups, _ = find_groups(base.folded, images[:2])
-    base = Compressor(network, images, groups)
-    reference = ExportedNetwork(base.folded, Plan(input_shape=tuple(images.shape[1:])))(
-        search.inputs
-    )
-    policies = {
-        ratio: [draw(base, ratio, [args.seed, k]) for k in range(args.policies)]
+def run(args: argparse.Namespace) -> None:
+    """Scores everything, prints what is finished and keeps it in ``args.json``."""
+    began = time.perf_counter()
+    wanted = [
+        Task(ratio, criterion, name)
         for ratio in args.ratios
-    }
-    cells: dict[tuple[float, str, str], NDArray[np.float64]] = {}
-    for criterion in args.criteria:
-        for name in args.reconstructions:
-            recipe = CompressionRecipe(criterion=criterion, **RECONSTRUCTIONS[name])
-            compressor = Compressor(network, images, groups, recipe, labels=labels)
-            for ratio, choices in policies.items():
-                scores = [score(compressor, c, search, reference) for c in choices]
-                cells[ratio, criterion, name] = np.array(scores)
-                print(describe(ratio, criterion, name, cells[ratio, criterion, name]), flush=True)
-    original = float((reference.argmax(1) == search.targets).double().mean())
+        for criterion in args.criteria
+        for name in args.reconstructions
+    ]
+    done: dict[float, dict[tuple[str, str], Scores]] = {ratio: {} for ratio in args.ratios}
+    found: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(args.workers, context, _begin, (args,)) as pool:
+        accuracy = pool.submit(_original_accuracy).result()
+        print(f"original: {100 * accuracy:.2f} % on {args.images} images", flush=True)
+        flying = {pool.submit(_work, task): task for task in wanted}
+        for future in as_completed(flying):
+            task, cells = flying[future], done[flying[future].ratio]
+            cells[task.criterion, task.reconstruction] = future.result()
+            print(describe(task, cells), flush=True)
+            if len(cells) == len(args.criteria) * len(args.reconstructions):
+                found += rows(task.ratio, cells)
+                print(table(found[-len(cells) :]), flush=True)
+                if args.json:
+                    args.json.write_text(json.dumps(document(args, accuracy, found), indent=1))
+    print(f"{len(wanted) * args.policies} networks in {time.perf_counter() - began:.0f} s")
+
+
+def document(
+    args: argparse.Namespace, accuracy: float, found: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "source": args.source,
         "data": args.data,
-        "images": len(search),
-        "calibration_images": len(images),
+        "images": args.images,
+        "calibration_images": args.calibration,
         "policies": args.policies,
-        "original_accuracy": original,
-        "networks": len(cells) * args.policies,
-        "cpu_seconds": time.process_time() - began,
-        "rows": rows(cells),
+        "original_accuracy": accuracy,
+        "rows": found,
     }
+
+
+@dataclass
+class _Bench:
+    """What a worker loads once.
+
+    Attributes:
+        rankings: of the channels, by criterion, as they are needed.
+    """
+
+    args: argparse.Namespace
+    network: nn.Module
+    groups: list[PruningGroup]
+    calibration: Examples
+    search: Examples
+    base: Compressor
+    reference: Tensor
+    rankings: dict[str, Mapping[str, NDArray[np.int64]]] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, args: argparse.Namespace) -> _Bench:
+        sources = Sources(allow=("python:*",), code_paths=args.code_path)
+        network = sources.model_factory(args.source)()
+        load_weights(network, args.weights)
+        network = prepare(network)
+        data = sources.data(args.data)
+        splits = carve(len(data.train), None, args.images)  # type: ignore[arg-type]
+        some = np.random.default_rng(0).permutation(splits.calibration)[: args.calibration]
+        calibration = gather(data.train, some.tolist(), "the train split")
+        search = gather(data.train, splits.search, "the train split")
+        folded = Compressor(network, calibration.inputs, []).folded
+        groups, _ = find_groups(folded, calibration.inputs[:2])
+        base = Compressor(network, calibration.inputs, groups)
+        plan = Plan(input_shape=tuple(calibration.inputs.shape[1:]))
+        reference = ExportedNetwork(base.folded, plan)(search.inputs)
+        return cls(args, network, groups, calibration, search, base, reference)
+
+    def accuracy(self, outputs: Tensor) -> float:
+        return float((outputs.argmax(1) == self.search.targets).double().mean())
+
+    def scores(self, task: Task) -> Scores:
+        compressor = Compressor(
+            self.network,
+            self.calibration.inputs,
+            self.groups,
+            CompressionRecipe(criterion=task.criterion, **RECONSTRUCTIONS[task.reconstruction]),
+            labels=self.calibration.targets,
+            rankings=self.rankings.get(task.criterion),
+        )
+        self.rankings[task.criterion] = compressor.rankings
+        found = []
+        for k in range(self.args.policies):
+            choices = draw(self.base, task.ratio, [self.args.seed, k])
+            made = compressor.compress(choices)
+            outputs = ExportedNetwork(made.network, made.plan)(self.search.inputs)
+            away = float(divergence(self.reference, outputs).mean())
+            found.append((away, self.accuracy(outputs)))
+        return np.array(found)
+
+
+_bench: _Bench | None = None
+
+
+def _begin(args: argparse.Namespace) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    _bench = _Bench.load(args)
+
+
+def _work(task: Task) -> Scores:
+    assert _bench is not None
+    return _bench.scores(task)
+
+
+def _original_accuracy() -> float:
+    assert _bench is not None
+    return _bench.accuracy(_bench.reference)
 
 
 def macs(compressor: Compressor, choices: Choices) -> float:
@@ -167,66 +258,73 @@ def draw(compressor: Compressor, ratio: float, seed: Sequence[int]) -> Choices:
     raise SystemExit(f"criteria: no widths leave {ratio:.2f} of the multiply-accumulates")
 
 
-def score(
-    compressor: Compressor, choices: Choices, search: Examples, reference: Tensor
-) -> tuple[float, float]:
-    """Divergence from the original in nats, and accuracy."""
-    made = compressor.compress(choices)
-    outputs = ExportedNetwork(made.network, made.plan)(search.inputs)
-    right = (outputs.argmax(1) == search.targets).double().mean()
-    return float(divergence(reference, outputs).mean()), float(right)
-
-
 def interval(values: Iterable[float]) -> list[float]:
     """Mean and its 95 % interval by Student's t: policies are few."""
     sample = np.array(list(values))
     mean = float(sample.mean())
-    if len(sample) < 2:
-        return [mean, mean, mean]
     half = float(stats.t.ppf(0.975, len(sample) - 1) * stats.sem(sample))
     return [mean, mean - half, mean + half]
 
 
-def rows(cells: dict[tuple[float, str, str], NDArray[np.float64]]) -> list[dict[str, Any]]:
-    made = []
-    for (ratio, criterion, name), scores in cells.items():
-        against = cells[ratio, *REFERENCE]
-        # Divergences differ by a factor from policy to policy, so that factors are what compares.
-        factor = np.exp(interval(np.log(scores[:, 0] / against[:, 0])))
-        made.append(
-            {
-                "macs": ratio,
-                "criterion": criterion,
-                "reconstruction": name,
-                "divergence": interval(scores[:, 0]),
-                "accuracy": interval(scores[:, 1]),
-                "divergence_factor": factor.tolist(),
-                "divergence_difference": interval(scores[:, 0] - against[:, 0]),
-                "accuracy_difference": interval(scores[:, 1] - against[:, 1]),
-            }
-        )
-    return made
+def factor(scores: Scores, against: Scores) -> list[float]:
+    """Divergence over another's on the same policies, with its interval.
+
+    Divergences differ by a factor from policy to policy, so that factors are what compares.
+    """
+    found: list[float] = np.exp(interval(np.log(scores[:, 0] / against[:, 0]))).tolist()
+    return found
 
 
-def describe(ratio: float, criterion: str, name: str, scores: NDArray[np.float64]) -> str:
-    mean = scores.mean(0)
-    return f"{ratio:.2f} {criterion:>16} {name:>16}: {mean[0]:.4f} nats, {100 * mean[1]:.2f} %"
-
-
-def table(found: list[dict[str, Any]]) -> str:
-    lines = [
-        "| MACs | criterion | reconstruction | divergence, nats | accuracy, % | divergence over l1 + refit "
-        "| accuracy over l1 + refit, points |",
-        "|---|---|---|---|---|---|---|",
+def rows(ratio: float, cells: Cells) -> list[dict[str, Any]]:
+    """A row a combination, the least divergence first."""
+    order = sorted(cells, key=lambda name: float(np.log(cells[name][:, 0]).mean()))
+    best = cells[order[0]]
+    return [
+        {
+            "macs": ratio,
+            "criterion": name[0],
+            "reconstruction": name[1],
+            "divergence": interval(cells[name][:, 0]),
+            "accuracy": interval(cells[name][:, 1]),
+            "over_reference": factor(cells[name], cells[REFERENCE]),
+            "over_best": factor(cells[name], best),
+            "accuracy_less_reference": interval(cells[name][:, 1] - cells[REFERENCE][:, 1]),
+        }
+        for name in order
     ]
-    for row in sorted(found, key=lambda r: (-r["macs"], r["divergence"][0])):
-        share, factor = np.array(row["accuracy"]) * 100, row["divergence_factor"]
-        points = np.array(row["accuracy_difference"]) * 100
+
+
+def describe(task: Task, cells: Cells) -> str:
+    """What a combination came to, against ``REFERENCE`` as soon as that is known."""
+    scores = cells[task.criterion, task.reconstruction]
+    mean = scores.mean(0)
+    text = (
+        f"{task.ratio:.2f} {task.criterion:>16} {task.reconstruction:>16}: {mean[0]:.4f} nats, "
+        f"{100 * mean[1]:.2f} %"
+    )
+    if REFERENCE in cells:
+        text += f", {times(factor(scores, cells[REFERENCE]))} of {' and '.join(REFERENCE)}"
+    return text
+
+
+def times(found: Sequence[float]) -> str:
+    return f"{found[0]:.2f} ({found[1]:.2f} to {found[2]:.2f})"
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    lines = [
+        "| MACs | criterion | reconstruction | divergence, nats | accuracy, % | divergence over l1 and refit "
+        "| over the best | accuracy over l1 and refit, points |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        share = np.array(row["accuracy"]) * 100
+        points = np.array(row["accuracy_less_reference"]) * 100
         lines.append(
             f"| {row['macs']:.2f} | {row['criterion']} | {row['reconstruction']} | "
             f"{row['divergence'][0]:.3f} ({row['divergence'][1]:.3f} to {row['divergence'][2]:.3f}) | "
             f"{share[0]:.1f} ({share[1]:.1f} to {share[2]:.1f}) | "
-            f"{factor[0]:.2f}x ({factor[1]:.2f} to {factor[2]:.2f}) | "
+            f"{times(row['over_reference'])} | {times(row['over_best'])} | "
             f"{points[0]:+.1f} ({points[1]:+.1f} to {points[2]:+.1f}) |"
         )
     return "\n".join(lines)

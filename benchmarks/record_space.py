@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 import trimtab
+from evaluation.device_scoring import DeviceScorer
 from evaluation.outcome import outcome_of
 from evaluation.recording import Recorded, Recording, load_recording, save_recording
 from evaluation.scoring import PolicyScorer, ScorerBuilder
@@ -45,7 +46,7 @@ _TOURNAMENT = 4
 _FOUNDERS = 200
 _SAVE_SECONDS = 60.0
 
-_scorer: PolicyScorer | None = None
+_scorer: PolicyScorer | DeviceScorer | None = None
 
 
 def main() -> int:
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("--kernel-seconds", type=float, default=300.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--search-images", type=int, default=2000)
+    parser.add_argument("--device", default="cpu", help="that policies are compressed and run on")
     parser.add_argument("--data-dir", type=Path, help="keeps tables between runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.parquet")
@@ -101,7 +103,7 @@ def record(args: argparse.Namespace, scratch: Path) -> None:
     begun = saved = time.monotonic()
     failed = 0
     with ProcessPoolExecutor(
-        args.workers, multiprocessing.get_context("spawn"), _begin_worker, (builder,)
+        args.workers, multiprocessing.get_context("spawn"), _begin_worker, (builder, args.device)
     ) as pool:
         while True:
             have = len(recording.rows) + len(fresh)
@@ -164,6 +166,7 @@ def begin(setup: JobSetup, args: argparse.Namespace, scratch: Path) -> Recording
         "runtime": setup.target.host().runtime,
         "score": "minus mean KL divergence in nats on search images",
         "search_images": len(setup.search),
+        "scored_on": args.device,
         "recipe": setup.compressor.recipe.to_json(),
         "prices": {"local_terms_error": prices.fit.heldout_mape, "anchors_error": prices.anchors.error},
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -239,10 +242,11 @@ class Explorer:
         return pricer.fill(policy) if self._rng.uniform() < 0.5 else policy
 
 
-def _begin_worker(builder: ScorerBuilder) -> None:
+def _begin_worker(builder: ScorerBuilder, device: str) -> None:
     global _scorer
     torch.set_num_threads(1)
-    _scorer = builder()
+    scorer = builder()
+    _scorer = scorer if device == "cpu" else DeviceScorer(scorer, device)
 
 
 def _score(policy: Policy) -> Evaluation | Failure:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressors.calibration import RangeObserver, activation_scales, observe, observer_of
-from compressors.call_graph import INPUT_SITE, SiteMode, channels_last, module_stack
+from compressors.call_graph import INPUT_SITE, channels_last, module_stack
 from compressors.equalization import equalizable, equalize
 from compressors.errors import PruningError
 from compressors.factored_structure import factored_structure
@@ -23,6 +23,7 @@ from compressors.importance import importances, ranking
 from compressors.integer_network import IntegerNetwork
 from compressors.layer_quantizer import LayerQuantizer
 from compressors.low_rank import Ranks, factors, install, installed_ranks, last_factor, ranks_of
+from compressors.overwriting import OverwritingMode, overwritable
 from compressors.plan import Plan
 from compressors.preparation import fold_norms, foldable
 from compressors.pruner import Channels, drop_blocks, slice_channels
@@ -31,7 +32,7 @@ from compressors.recipe import CompressionRecipe
 from compressors.refit import Refitter, Target, collect_targets
 from compressors.sparsity import settle_zeros, thin, thins, zero_grids
 from compressors.statistics import NormOutput, Reestimator, downstream
-from compressors.structure import RECTIFIERS, Structure, analyse, inside
+from compressors.structure import Structure, analyse, inside
 
 # Calibration images run together where nothing has to be solved: their maps are small enough to be allocated again
 # and again without asking the operating system for pages.
@@ -170,7 +171,19 @@ class Compressor:
         self._reduce_range = reduce_range
         self._places = places
         self._targets: dict[str, Target] | None = None
-        self._overwriting = overwriting(self.structure)
+        self._overwritable = overwritable(self.structure)
+
+    def to(self, device: str) -> Compressor:
+        """The same, with its network, images and targets of the refit on a device, where it compresses.
+
+        Rankings stay as they are. Bias correction, equalization, adaptive rounding and codebooks need the CPU.
+        """
+        moved = copy.copy(self)
+        moved._targets = {path: target.to(device) for path, target in self.targets().items()}
+        moved.original = copy.deepcopy(self.original).to(device)
+        moved.folded = copy.deepcopy(self.folded).to(device)
+        moved.images = self.images.to(device)
+        return moved
 
     def channels(self, choices: Choices) -> Channels:
         """Kept positions per module and axis."""
@@ -207,13 +220,17 @@ class Compressor:
     ) -> Compressed:
         """Calibrates and quantizes a network that was pruned by the same choices and then trained.
 
+        Nothing is corrected, equalized or rounded adaptively: it was trained to be rounded to the nearest.
+
         Args:
             network: float, folded, of the shape ``compress`` gives; its layers are factored as they are.
             channels: a plan's kept positions, where the choices do not say what was kept.
         """
         kept = self.channels(choices) if channels is None else channels
         ranks = installed_ranks(self.structure, network)
-        return self._finish(copy.deepcopy(network).eval(), kept, choices, ranks, refit=False)
+        plain = copy.copy(self)
+        plain.recipe = self.recipe.ranges
+        return plain._finish(copy.deepcopy(network).eval(), kept, choices, ranks, refit=False)
 
     def _finish(
         self,
@@ -255,7 +272,7 @@ class Compressor:
         activations = activation_scales(sites, observer, asked)
         quantizer = LayerQuantizer(
             structure, integer, choices.dropped, activations, choices.weight_bits, self._reduce_range,
-            DEFAULT_RECIPE if quick else self.recipe,
+            DEFAULT_RECIPE.ranges if quick else self.recipe,
         )  # fmt: skip
         weights = quantizer.quantize(network, self.images[:2] if quick else self.images)
         settle_zeros(network, weights, zeros)
@@ -327,12 +344,13 @@ class Compressor:
             handles += reestimator.attach()
             see = reestimator.before(see)
         observer.see(INPUT_SITE, images)
-        rectifiers = self._rectifiers(network)
-        for module in rectifiers:
-            module.inplace = True  # type: ignore[assignment]
         try:
             for part in torch.split(images, len(images) if at_once else _BATCH):
-                with module_stack(network) as stack, torch.no_grad(), SiteMode(stack, see):
+                with (
+                    module_stack(network) as stack,
+                    torch.no_grad(),
+                    OverwritingMode(stack, see, self._overwritable),
+                ):
                     out = network(channels_last(part))
         except Exception as error:
             raise PruningError(
@@ -341,8 +359,6 @@ class Compressor:
         finally:
             for handle in handles:
                 handle.remove()
-            for module in rectifiers:
-                module.inplace = False  # type: ignore[assignment]
         expected = self.structure.graph.output_shape[1:]
         if tuple(out.shape[1:]) != expected:
             raise PruningError(
@@ -376,12 +392,6 @@ class Compressor:
         sites = {layer.path: layer.call for layer in factored.layers}
         return Reestimator(network, outputs, sites, norms) if outputs or norms else None
 
-    def _rectifiers(self, network: nn.Module) -> list[nn.Module]:
-        """Modules of a compressed network that may overwrite their input."""
-        modules = dict(network.named_modules())
-        found = [modules[path] for path in self._overwriting if path in modules]
-        return [m for m in found if getattr(m, "inplace", None) is False]
-
     def targets(self) -> dict[str, Target]:
         """Outputs of the original at sampled places, computed at the first need."""
         if self._targets is None:
@@ -390,26 +400,3 @@ class Compressor:
                 self.folded, self.structure, self.images, readers, self._places
             )
         return self._targets
-
-
-def overwriting(structure: Structure) -> tuple[str, ...]:
-    """Rectifier modules that may work in place, because nothing else reads what they rectify.
-
-    On 512 images at once a fresh output of every rectifier costs many page faults. ``prepare`` makes every module
-    pure, and only a calibration pass, which has the call graph, makes some of them overwrite again.
-    """
-    graph = structure.graph
-    producer, readers = graph.by_site(), graph.consumers()
-    # Where a block is dropped, its input is read in place of its output.
-    shared = {site for block in structure.blocks for site in (block.input, block.output)}
-    able: dict[str, bool] = {}
-    for use in graph.uses:
-        made, read = producer.get(use.input or ""), readers.get(use.input or "", [])
-        fine = (
-            made is not None
-            and made.function in ("conv2d", "batch_norm")
-            and made.site not in (*shared, graph.output)
-            and [(call.function in RECTIFIERS, call.module) for call in read] == [(True, use.path)]
-        )
-        able[use.path] = able.get(use.path, True) and fine
-    return tuple(path for path, fine in able.items() if fine)

@@ -29,7 +29,7 @@ def outputs_at(module: nn.Module, out: Tensor, rows: Tensor, columns: Tensor) ->
         out: what the convolution or linear layer gave, any number of axes for a linear one.
         rows, columns: int64 [images, places], see ``grid``.
     """
-    images = torch.arange(len(rows)).view(-1, 1)
+    images = torch.arange(len(rows), device=rows.device).view(-1, 1)
     if isinstance(module, nn.Linear):
         return out.reshape(len(rows), -1, out.shape[-1])[images, rows].reshape(-1, out.shape[-1])
     return out[images, :, rows, columns].reshape(-1, out.shape[1])
@@ -54,15 +54,16 @@ def patches_of_groups(
     """
     if isinstance(module, nn.Linear):
         return outputs_at(module, x, rows, columns)[None]
-    images = torch.arange(len(x)).view(-1, 1)
+    images = torch.arange(len(x), device=x.device).view(-1, 1)
     (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
     assert not isinstance(module.padding, str)
     ph, pw = module.padding
     if kh == kw == module.groups == 1 and ph == pw == 0:
         return x[images, :, rows * sh, columns * sw].reshape(1, -1, x.shape[1])
     height, width = x.shape[2:]
-    r = (rows * sh - ph).view(*rows.shape, 1, 1) + (torch.arange(kh) * dh).view(1, 1, kh, 1)
-    c = (columns * sw - pw).view(*columns.shape, 1, 1) + (torch.arange(kw) * dw).view(1, 1, 1, kw)
+    down, across = (torch.arange(k, device=x.device) * d for k, d in ((kh, dh), (kw, dw)))
+    r = (rows * sh - ph).view(*rows.shape, 1, 1) + down.view(1, 1, kh, 1)
+    c = (columns * sw - pw).view(*columns.shape, 1, 1) + across.view(1, 1, 1, kw)
     # Padding the whole map to read a few places of it would cost more than all the rest.
     at = (images.view(-1, 1, 1, 1), slice(None), r.clamp(0, height - 1), c.clamp(0, width - 1))
     taken = x[at]  # [images, places, kh, kw, channels]

@@ -43,6 +43,11 @@ class Target:
     values: Tensor
     height: int
 
+    def to(self, device: str) -> Target:
+        """The same on a device."""
+        rows, columns, values = (t.to(device) for t in (self.rows, self.columns, self.values))
+        return Target(rows, columns, values, self.height)
+
     def few(self, rows: int) -> Target:
         """At most so many rows, or one an image: the first places of every image."""
         images, places = self.rows.shape

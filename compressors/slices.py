@@ -155,7 +155,7 @@ def _keep(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
     tensor = getattr(module, name, None)
     if tensor is None:
         return
-    sliced = tensor.detach().index_select(dim, keep).clone()
+    sliced = tensor.detach().index_select(dim, keep.to(tensor.device)).clone()
     if isinstance(tensor, nn.Parameter):
         setattr(module, name, nn.Parameter(sliced, requires_grad=tensor.requires_grad))
     else:

@@ -134,5 +134,6 @@ def round_bias(bias: Tensor, weight: WeightScale, activation: ActivationScale) -
     """
     step = np.float64(activation.scale) * np.array(weight.scale, dtype=np.float64)
     bound = 2**31 - 1
-    integers = np.rint(bias.detach().numpy() / step).clip(-bound, bound)
-    return torch.from_numpy((integers * step.astype(np.float32)).astype(np.float32))
+    integers = np.rint(bias.detach().cpu().numpy() / step).clip(-bound, bound)
+    rounded = torch.from_numpy((integers * step.astype(np.float32)).astype(np.float32))
+    return rounded.to(bias.device)

@@ -15,16 +15,16 @@ from compressors import Compressed, Compressor, analyse, find_groups, prepare
 from compressors.adaround import MOST_FEATURES, adaptive_round
 from compressors.compressor import Choices
 from compressors.equalization import Pair, equalizable, equalize
-from compressors.layer_quantizer import corrected_bias, output_means
+from compressors.layer_quantizer import Moments, corrected, output_moments
 from compressors.plan import WeightScale
 from compressors.quantization import QuantizedNetwork
 from compressors.recipe import CompressionRecipe
 from compressors.structure import example_input
-from compressors.weight_grid import fit_weight, quantize_weight
+from compressors.weight_grid import fit_weight, quantize_weight, steps_of
 from tests.compressors.test_export import choices_of, compressor_of
 from tests.networks import SHAPE, SMALL
 
-PLAIN = CompressionRecipe()
+PLAIN = CompressionRecipe(bias_correction=False)
 OPTIONS = {
     "bias correction": replace(PLAIN, bias_correction=True),
     "equalization": replace(PLAIN, equalization=True),
@@ -50,41 +50,113 @@ def output_error(made: Compressed, network: nn.Module) -> float:
 # bias correction
 
 
-def test_the_corrected_bias_brings_the_mean_back() -> None:
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_corrected_outputs_have_the_float_layers_mean_and_deviation(bits: int) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv2d(2, 3, 3)
-    x, wanted = torch.randn(4, 2, 8, 8), torch.randn(3)
-    layer.bias.data = corrected_bias(layer, layer(x).detach(), wanted)
-    torch.testing.assert_close(layer(x).mean((0, 2, 3)), wanted)
-    head = nn.Linear(5, 4)
-    y, wanted = torch.randn(6, 7, 5), torch.randn(4)
-    head.bias.data = corrected_bias(head, head(y).detach(), wanted)
-    torch.testing.assert_close(head(y).mean((0, 1)), wanted)
+    layers = (nn.Conv2d(4, 6, 3), nn.Conv2d(4, 8, 3, groups=4), nn.Linear(8, 5))
+    for layer, x in zip(
+        layers, (torch.randn(4, 4, 8, 8), torch.randn(4, 4, 8, 8), torch.randn(6, 7, 8))
+    ):
+        wanted = output_moments(layer_alone(layer), ["0"], x)["0"]
+        scale = fit_weight(layer.weight, bits)
+        integers = quantize_weight(layer.weight, scale)
+        layer.weight.data = integers * steps_of(scale, layer.weight)
+        made = corrected(layer, scale, x, wanted)
+        found = output_moments(layer_alone(layer), ["0"], x)["0"]
+        torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.deviation, wanted.deviation, rtol=1e-4, atol=1e-5)
+        assert (made.bits, made.limit) == (scale.bits, scale.limit)
+        # Still on the grid, to the last bit, and the same integers of it.
+        assert torch.equal(layer.weight.data, integers * steps_of(made, layer.weight))
+        again = corrected(layer, made, x, wanted)  # idempotent
+        torch.testing.assert_close(
+            torch.tensor(again.scale), torch.tensor(made.scale), rtol=1e-4, atol=0
+        )
+
+
+def layer_alone(layer: nn.Module) -> nn.Module:
+    return nn.Sequential(layer)
+
+
+def test_channels_that_do_not_vary_keep_their_scale() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 3, 1)
+    layer.weight.data[0] = 0
+    x = torch.randn(2, 3, 4, 4)
+    scale = fit_weight(layer.weight, 3)
+    layer.weight.data = quantize_weight(layer.weight, scale) * steps_of(scale, layer.weight)
+    # The first gives a constant now, the second gave one before; the third's factor is beyond belief.
+    wanted = Moments(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 0.0, 1e4]))
+    made = corrected(layer, scale, x, wanted)
+    factor = torch.tensor(made.scale) / torch.tensor(scale.scale)
+    torch.testing.assert_close(factor, torch.tensor([1.0, 1.0, 8.0]))
+    torch.testing.assert_close(layer(x).mean((0, 2, 3)), wanted.mean)
+
+
+def test_a_layer_without_a_bias_gets_its_deviation_back() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 5, bias=False)
+    x = torch.randn(64, 8)
+    wanted = output_moments(layer_alone(layer), ["0"], x)["0"]
+    scale = fit_weight(layer.weight, 2)
+    layer.weight.data = quantize_weight(layer.weight, scale) * steps_of(scale, layer.weight)
+    corrected(layer, scale, x, wanted)
+    torch.testing.assert_close(layer(x).std(0, correction=0), wanted.deviation)
+    assert layer.bias is None
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_means_of_every_layer_are_those_of_the_float_network(name: str) -> None:
+def test_moments_of_every_layer_are_those_of_the_float_network(name: str) -> None:
     whole = compressor_of(name)
     layers = [layer.path for layer in whole.structure.layers]
-    wanted = output_means(whole.folded, layers, whole.images)
-    shifts = {}
+    wanted = output_moments(whole.folded, layers, whole.images)
+    shifts, losses = {}, {}
     for recipe in (PLAIN, OPTIONS["bias correction"]):
         made = compress(whole, recipe, 3)
         quantized = QuantizedNetwork(made.network, made.plan.activations)
         paths = [f"inner_network.{path}" for path in layers]
         with torch.no_grad():
-            means = output_means(quantized, paths, whole.images)
-        shifts[recipe] = [float((means[p] - wanted[q]).abs().max()) for p, q in zip(paths, layers)]
-    plain, corrected = shifts.values()
-    assert max(corrected) < 0.1 * max(plain)  # what is left is the grid of the biases
+            found = output_moments(quantized, paths, whole.images)
+        pairs = [(found[p], wanted[q]) for p, q in zip(paths, layers)]
+        shifts[recipe] = max(float((f.mean - w.mean).abs().max()) for f, w in pairs)
+        losses[recipe] = max(float((f.deviation / w.deviation - 1).abs().max()) for f, w in pairs)
+    plain, mended = shifts.values()
+    assert mended < 0.1 * plain  # what is left is the grid of the biases
+    plain, mended = losses.values()
+    assert mended < 0.1 * plain
 
 
-def test_means_weigh_images_alike_whatever_the_batches() -> None:
+def test_moments_weigh_images_alike_whatever_the_batches() -> None:
     layer = nn.Sequential(nn.Conv2d(3, 4, 1))
     images = example_input(SHAPE, 33)
     with torch.no_grad():
-        expected = layer(images).mean((0, 2, 3))
-    torch.testing.assert_close(output_means(layer, ["0"], images)["0"], expected)
+        expected = layer(images).transpose(0, 1).flatten(1)
+    found = output_moments(layer, ["0"], images)["0"]
+    torch.testing.assert_close(found.mean, expected.mean(1))
+    torch.testing.assert_close(found.deviation, expected.std(1, correction=0))
+
+
+def test_bias_is_corrected_below_8_bits_where_nothing_is_said() -> None:
+    said = [replace(PLAIN, bias_correction=value) for value in (None, True, False)]
+    assert [recipe.corrects([8, 8]) for recipe in said] == [False, True, False]
+    assert [recipe.corrects([8, 4]) for recipe in said] == [True, True, False]
+    whole = compressor_of("pad_resnet")
+    for bits, alike in ((8, PLAIN), (3, OPTIONS["bias correction"])):
+        found = compress(whole, CompressionRecipe(), bits).network.state_dict()
+        for key, value in compress(whole, alike, bits).network.state_dict().items():
+            assert torch.equal(value, found[key]), key
+
+
+def test_trained_networks_are_rounded_to_the_nearest_whatever_the_recipe() -> None:
+    whole = compressor_of("pad_resnet")
+    every = frozenset(layer.path for layer in whole.structure.layers)
+    choices = Choices(integer=every, weight_bits=dict.fromkeys(every, 3))
+    compressor = Compressor(whole.original, whole.images, [], OPTIONS["all"])
+    trained = compressor.folded
+    plan = compressor.requantize(trained, choices).plan
+    for path, scale in plan.weights.items():
+        assert scale == fit_weight(trained.get_submodule(path).weight, 3), path
+    assert compressor.recipe == OPTIONS["all"]
 
 
 # cross-layer equalization
@@ -273,15 +345,18 @@ def test_a_layer_of_very_many_inputs_is_rounded_to_the_nearest() -> None:
 # in the compressor
 
 
-@pytest.mark.parametrize("option", ["bias correction", "adaround", "all"])
+@pytest.mark.parametrize(
+    ("option", "bits"),
+    [*(("bias correction", bits) for bits in (2, 3, 4)), ("adaround", 4), ("all", 4)],
+)
 @pytest.mark.parametrize("name", SMALL)
-def test_options_bring_the_output_nearer(name: str, option: str) -> None:
+def test_options_bring_the_output_nearer(name: str, option: str, bits: int) -> None:
     whole = compressor_of(name)
-    made = compress(whole, OPTIONS[option], 4)
+    made = compress(whole, OPTIONS[option], bits)
     error = output_error(made, whole.folded)
-    assert error < 0.95 * output_error(compress(whole, PLAIN, 4), whole.folded)
+    assert error < 0.95 * output_error(compress(whole, PLAIN, bits), whole.folded)
     if option == "all":  # nothing is left to chance
-        again = compress(whole, OPTIONS[option], 4)
+        again = compress(whole, OPTIONS[option], bits)
         for key, value in made.network.state_dict().items():
             assert torch.equal(value, again.network.state_dict()[key]), key
 

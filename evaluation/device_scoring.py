@@ -1,0 +1,60 @@
+"""Scores policies on a GPU, where thousands of them are wanted."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from compressors.call_graph import channels_last
+from compressors.compressor import Compressed
+from compressors.quantization import QuantizedNetwork
+from evaluation.scoring import PolicyScorer
+from search_spaces.evaluation import Evaluation
+from search_spaces.policy import Policy
+
+_BATCH = 500
+
+
+class DeviceScorer:
+    """Compresses policies and runs them on a device with torch; satisfies ``evaluation.pool.Scorer``.
+
+    The same recipe, images and score as the scorer's own, with fake quantization in place of the exported file:
+    where a sum falls between two activation levels the two round apart, and sums are added in another order
+    (``difference`` says by how much for a policy). All search images are always run. Rankings of channels are the
+    scorer's, so that every device keeps the same ones.
+
+    Args:
+        scorer: of the network, on the CPU.
+        device: as torch names it, e.g. ``cuda``.
+    """
+
+    def __init__(self, scorer: PolicyScorer, device: str) -> None:
+        # Ten bits of mantissa are too few to tell small divergences.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        self._scorer = scorer
+        self._compressor = scorer.compressor.to(device)
+        self._images = channels_last(scorer.search_images.to(device))
+
+    def score(self, policy: Policy, score_to_beat: float | None = None) -> Evaluation:  # noqa: ARG002
+        """See ``Scorer.score``.
+
+        Raises:
+            TrimtabError: as ``PolicyScorer.score``.
+        """
+        start = time.perf_counter()
+        choices = self._scorer.choices(policy)
+        compressed = self._compressor.compress(choices)
+        found = self._scorer.score_outputs(self._outputs(compressed))
+        return replace(found, seconds=time.perf_counter() - start)
+
+    def difference(self, policy: Policy) -> float:
+        """Score on the device less the score of the exported file."""
+        return self.score(policy).score - self._scorer.score(policy).score
+
+    def _outputs(self, compressed: Compressed) -> torch.Tensor:
+        network = QuantizedNetwork(compressed.network, compressed.plan.activations).eval()
+        with torch.no_grad():
+            parts = [network(part) for part in torch.split(self._images, _BATCH)]
+        return torch.cat(parts).cpu()
