@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from agents.draws import spread_indices
 from agents.errors import AgentError
 from agents.objective import Objective
 from agents.search_agent import SearchAgent
@@ -109,7 +110,7 @@ class EvolutionAgent(SearchAgent):
         if id < len(self._anchors):
             return self._anchors[id]
         if id < self._settings.population or not self._population:
-            return self._unseen(lambda _: self._random())
+            return self._unseen(lambda _: self._feasible(spread_indices(self._space, self._rng)))
         return self._unseen(self._child)
 
     def _learn(
@@ -125,19 +126,6 @@ class EvolutionAgent(SearchAgent):
         if len(self._population) > self._settings.population:
             worst = min(range(len(self._population)), key=lambda k: self._population[k][0])
             self._population.pop(0 if self._settings.aging else worst)
-
-    def _random(self) -> Policy:
-        """Every decision drawn by itself, half of the time near a level common to all."""
-        level = self._rng.random() if self._rng.random() < 0.5 else None
-        wanted = []
-        for decision in self._space.decisions:
-            n = len(decision.values)
-            if level is None:
-                wanted.append(int(self._rng.integers(n)))
-            else:
-                place = np.clip(level + self._rng.normal(0.0, 0.25), 0.0, 1.0 - 1e-9)
-                wanted.append(int(place * n))
-        return self._feasible(wanted)
 
     def _child(self, attempt: int) -> Policy:
         genome = list(self._parent())

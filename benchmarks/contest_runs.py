@@ -234,5 +234,9 @@ def code_digest() -> str:
     for file in sorted(files):
         digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
     for library in _LIBRARIES:
-        digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
+        try:
+            version = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            version = "absent"  # its agents end with an error, the others run
+        digest.update(f"{library} {version}\n".encode())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+import evaluation.gaussian_process
 import evaluation.surrogate
 import evaluation.surrogate_fit
 from evaluation.recording import Recording, load_recording
@@ -100,7 +101,8 @@ def load_space(path: Path) -> ContestSpace:
 
 def _digest(path: Path) -> str:
     parts = [path]
-    parts += [Path(str(m.__file__)) for m in (evaluation.surrogate, evaluation.surrogate_fit)]
+    modules = (evaluation.gaussian_process, evaluation.surrogate, evaluation.surrogate_fit)
+    parts += [Path(str(module.__file__)) for module in modules]
     return hashlib.sha256(
         b"".join(hashlib.sha256(p.read_bytes()).digest() for p in parts)
     ).hexdigest()[:16]

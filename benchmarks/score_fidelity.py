@@ -61,8 +61,8 @@ from service.job_spec import SpaceSpec
 
 SHAPE = (3, 32, 32)
 SEARCH_IMAGES = 2000
-# What jobs do unless they are told otherwise.
-RECIPE = CompressionRecipe(criterion=SpaceSpec().criterion)
+# What jobs that fine-tune do unless they are told otherwise.
+RECIPE = CompressionRecipe(criterion=SpaceSpec().criterion, statistics=True)
 VARIANTS: dict[str, CompressionRecipe] = {
     "none": replace(RECIPE, refit=False, statistics=False),
     "statistics": replace(RECIPE, refit=False, statistics=True),
@@ -245,7 +245,7 @@ def score_policies(args: argparse.Namespace) -> int:
     file = args.out / "scores.json"
     scores: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     if args.again:
-        scores = {}
+        scores = {variant: kept for variant, kept in scores.items() if variant not in args.variants}
     works: list[tuple[str, list[int]]] = []
     for variant in args.variants:
         missing = [k for k in numbers if str(k) not in scores.get(variant, {})]

@@ -4,14 +4,14 @@ An agent searches as in a job, its policies scored by worker processes of one th
 workers score the next policies, then the original network's plain forward pass over all search images is timed twice,
 in one process with a thread a core and in the workers with a share of the images each, and the faster one counts.
 The batch of the plain pass is the fastest of several. What a score costs is the round's wall time over its policies,
-with the preparation spread over 100 scores; CPU seconds are given beside it. Every policy is then scored again in
-full (all search images, no score to beat), and the two rankings are compared.
+with the preparation spread over 100 scores; CPU seconds are given beside it. The policies are then scored again as
+they once were (traced anew for the file, all search images), and the two rankings are compared.
 
     python -m benchmarks.score_speed python:cifar_zoo:resnet56 --weights F --data python:cifar_zoo:cifar10
-        --code-path ../shared/zoo [--policies 64] [--agent auto] [--json FILE]
+        --code-path ../shared/zoo --agent evolution --workers 2 [--policies 100] [--again 8] [--json FILE]
 
 Prices are made up (multiply-accumulates, those in integers at half the price), so that nothing but scoring is timed.
-Nothing else may run on the machine meanwhile.
+Nothing else may run on the machine meanwhile. Needs neither Ray nor a server; agent ``auto`` needs Optuna.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import json
 import multiprocessing
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -59,8 +59,15 @@ def main() -> int:
     parser.add_argument("--code-path", type=Path, action="append", default=[])
     parser.add_argument("--target", default="x86-ort")
     parser.add_argument("--agent", default="auto")
-    parser.add_argument("--policies", type=int, default=64)
+    parser.add_argument("--policies", type=int, default=100)
     parser.add_argument("--round", type=int, default=8, help="policies between two plain passes")
+    parser.add_argument(
+        "--again",
+        type=int,
+        default=8,
+        metavar="N",
+        help="of a round that are scored as before, too",
+    )
     parser.add_argument("--budget", type=float, default=0.4, help="share of the made-up price")
     parser.add_argument("--search-images", type=int, default=2000)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -82,6 +89,7 @@ class Ask:
         start, stop: images of a plain pass.
         threads: of a plain pass.
         policies: with their scores to beat.
+        traced: export each policy anew for its file.
     """
 
     start: int = 0
@@ -89,6 +97,7 @@ class Ask:
     batch: int = 0
     threads: int = 1
     policies: tuple[tuple[Policy, float | None], ...] = ()
+    traced: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,8 @@ def serve(connection: Connection, args: argparse.Namespace) -> None:
     setup = setup_of(args)
     begun = time.process_time()
     scorer = setup.scorer()
-    # Whatever a first score would compute once: the original's outputs, importances, what the refit aims at.
-    _ = scorer.reference, setup.compressor.rankings, setup.compressor.targets()
+    # Whatever a first score would compute once: the original's outputs, what refits aim at, what files are cut from.
+    _ = scorer.reference, setup.compressor.targets(), scorer.export
     connection.send(Done((), time.process_time() - begun))
     while isinstance(ask := connection.recv(), Ask):
         begun = time.process_time()
@@ -129,6 +138,8 @@ def serve(connection: Connection, args: argparse.Namespace) -> None:
 def answer(ask: Ask, setup: JobSetup, scorer: PolicyScorer) -> tuple[Evaluation, ...]:
     if ask.policies:
         torch.set_num_threads(1)
+        if ask.traced:
+            return tuple(scorer.score_compressed(scorer.compress(p), b) for p, b in ask.policies)
         return tuple(scorer.score(policy, beat) for policy, beat in ask.policies)
     torch.set_num_threads(ask.threads)
     with torch.no_grad():
@@ -170,22 +181,41 @@ class Workers:
             process.join()
 
 
-def plain_pass(workers: Workers, images: int, batch: int) -> tuple[float, float, str]:
-    """Wall and CPU seconds of the faster way to run the original on all search images, and which it was."""
+@dataclass(frozen=True)
+class Cost:
+    """Wall and CPU seconds of so many scores or passes, and how they were run."""
+
+    wall: float
+    cpu: float
+    count: int = 1
+    way: str = "processes"
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What each round cost: scores as the search asks, one plain pass, scores as they once were."""
+
+    fast: list[Cost] = field(default_factory=list)
+    plain: list[Cost] = field(default_factory=list)
+    full: list[Cost] = field(default_factory=list)
+
+
+def plain_pass(workers: Workers, images: int, batch: int) -> Cost:
+    """The faster way to run the original on all search images."""
     (threads,), threaded = workers.run([Ask(0, images, batch, len(workers))])
     bounds = np.linspace(0, images, len(workers) + 1).round().astype(int)
     done, spread = workers.run([Ask(int(a), int(b), batch) for a, b in pairwise(bounds)])
     if threaded < spread:
-        return threaded, threads.cpu_seconds, "threads"
-    return spread, sum(d.cpu_seconds for d in done), "processes"
+        return Cost(threaded, threads.cpu_seconds, way="threads")
+    return Cost(spread, sum(d.cpu_seconds for d in done))
 
 
 def score_round(
-    workers: Workers, policies: list[tuple[Policy, float | None]]
+    workers: Workers, policies: list[tuple[Policy, float | None]], traced: bool = False
 ) -> tuple[list[Evaluation], float, float]:
     """Evaluations in the order of the policies, wall and CPU seconds."""
     shares = [tuple(policies[k :: len(workers)]) for k in range(len(workers))]
-    done, wall = workers.run([Ask(policies=share) for share in shares])
+    done, wall = workers.run([Ask(policies=share, traced=traced) for share in shares])
     found: list[Evaluation] = [done[k % len(workers)].evaluations[k // len(workers)]
                                for k in range(len(policies))]  # fmt: skip
     return found, wall, sum(d.cpu_seconds for d in done)
@@ -200,31 +230,33 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     )
     workers = Workers(args)
     try:
-        batch = min(_BATCHES, key=lambda b: plain_pass(workers, images, b)[0])
+        batch = min(_BATCHES, key=lambda b: plain_pass(workers, images, b).wall)
         told: dict[Policy, Evaluation] = {}
-        rows: dict[str, list[tuple[float, float]]] = {"fast": [], "full": [], "plain": []}
-        ways = []
+        rounds = Rounds()
         full: dict[Policy, Evaluation] = {}
-        while len(told) < args.policies and not agent.finished:
-            wanted = min(args.round, args.policies - len(told))
-            proposals = [p for _ in range(wanted) for p in agent.ask(1)]
+        asked = 0
+        while asked < args.policies and not agent.finished:
+            proposals = [
+                p for _ in range(min(args.round, args.policies - asked)) for p in agent.ask(1)
+            ]
+            asked += len(proposals)
             fresh = list({p.policy: None for p in proposals if p.policy not in told})
             beat = bar(told.values())
-            found, wall, cpu = score_round(workers, [(p, beat) for p in fresh])
-            rows["fast"].append((wall / max(1, len(fresh)), cpu / max(1, len(fresh))))
+            found, *cost = score_round(workers, [(p, beat) for p in fresh])
             told |= zip(fresh, found)
             for proposal in proposals:
                 agent.tell(proposal.id, proposal.policy, told[proposal.policy])
-            plain_wall, plain_cpu, way = plain_pass(workers, images, batch)
-            rows["plain"].append((plain_wall, plain_cpu))
-            ways.append(way)
-            found, wall, cpu = score_round(workers, [(p, None) for p in fresh])
-            rows["full"].append((wall / max(1, len(fresh)), cpu / max(1, len(fresh))))
-            full |= zip(fresh, found)
-            print(f"  {len(told)} of {args.policies}", flush=True)
+            if fresh:  # what was scored before costs nothing
+                rounds.fast.append(Cost(*cost, len(fresh)))
+                rounds.plain.append(plain_pass(workers, images, batch))
+                again = fresh[: args.again]
+                found, *cost = score_round(workers, [(p, None) for p in again], traced=True)
+                rounds.full.append(Cost(*cost, len(again)))
+                full |= zip(again, found)
+            print(f"  {asked} of {args.policies}", flush=True)
     finally:
         workers.close()
-    return summary(args, rows, ways, batch, workers.preparation_cpu / len(workers), told, full)
+    return summary(args, rounds, batch, workers.preparation_cpu / len(workers), told, full)
 
 
 def made_up_prices(network_space: NetworkSpace, budget: float) -> Pricer:
@@ -246,15 +278,16 @@ def made_up_prices(network_space: NetworkSpace, budget: float) -> Pricer:
 
 def summary(
     args: argparse.Namespace,
-    rows: dict[str, list[tuple[float, float]]],
-    ways: list[str],
+    rounds: Rounds,
     batch: int,
     preparation_cpu: float,
     told: dict[Policy, Evaluation],
     full: dict[Policy, Evaluation],
 ) -> dict[str, Any]:
     """Costs are means over the search (early scores are dearer than late ones), ratios those of the same rounds."""
-    plain_wall, plain_cpu = np.median(np.array(rows["plain"]), axis=0)
+    plain_wall = np.array([cost.wall for cost in rounds.plain])
+    plain_cpu = np.array([cost.cpu for cost in rounds.plain])
+    ways = [cost.way for cost in rounds.plain]
     found: dict[str, Any] = {
         "source": args.source,
         "policies": len(told),
@@ -262,8 +295,8 @@ def summary(
         "workers": args.workers,
         "agent": args.agent,
         "plain": {
-            "seconds": float(plain_wall),
-            "cpu_seconds": float(plain_cpu),
+            "seconds": float(np.median(plain_wall)),
+            "cpu_seconds": float(np.median(plain_cpu)),
             "batch": batch,
             "by": max(set(ways), key=ways.count),
         },
@@ -271,43 +304,55 @@ def summary(
         "preparation_seconds": preparation_cpu,
     }
     spread = preparation_cpu / _SCORES
-    for name in ("fast", "full"):
-        pairs = np.array(rows[name])
-        ratios = (pairs[:, 0] + spread) / np.array(rows["plain"])[:, 0]
+    for name, costs in (("fast", rounds.fast), ("full", rounds.full)):
+        kept = [k for k, cost in enumerate(costs) if cost.count]
+        if not kept:
+            continue
+        counts = np.array([costs[k].count for k in kept])
+        wall = np.array([costs[k].wall for k in kept]) / counts + spread
+        cpu = np.array([costs[k].cpu for k in kept]) / counts + spread * args.workers
+        cpu_mean = float(np.average(cpu, weights=counts))
         found[name] = {
-            "seconds": float(pairs[:, 0].mean() + spread),
-            "seconds_median": float(np.median(pairs[:, 0]) + spread),
-            "cpu_seconds": float(pairs[:, 1].mean() + spread * args.workers),
-            "over_plain": float(ratios.mean()),
-            "over_plain_median": float(np.median(ratios)),
-            "over_plain_cpu": float((pairs[:, 1].mean() + spread * args.workers) / plain_cpu),
-            "evaluations_per_cpu_second": float(1 / (pairs[:, 1].mean() + spread * args.workers)),
+            "seconds": float(np.average(wall, weights=counts)),
+            "seconds_median": float(np.median(wall)),
+            "cpu_seconds": cpu_mean,
+            "over_plain": float(np.average(wall / plain_wall[kept], weights=counts)),
+            "over_plain_median": float(np.median(wall / plain_wall[kept])),
+            "over_plain_cpu": float(np.average(cpu / plain_cpu[kept], weights=counts)),
+            "over_plain_cpu_median": float(np.median(cpu / plain_cpu[kept])),
+            "evaluations_per_cpu_second": 1 / cpu_mean,
         }
-    policies = list(told)
-    fast = np.array([told[p].score for p in policies])
-    whole = np.array([full[p].score for p in policies])
+    found["mean_images"] = float(np.mean([e.images or 0 for e in told.values()]))
+    found["goal_met"] = found["fast"]["over_plain"] <= GOAL
+    found["images"] = [e.images for e in told.values()]
+    if len(full) > 2:
+        found["ranking"] = ranking(told, full)
+    return found
+
+
+def ranking(told: dict[Policy, Evaluation], full: dict[Policy, Evaluation]) -> dict[str, Any]:
+    """How the scores that the search was told order the policies that were also scored as before."""
+    fast = np.array([told[p].score for p in full])
+    whole = np.array([e.score for e in full.values()])
     top = np.argsort(-whole)[:10]
-    found["ranking"] = {
+    inside = [told[p].interval[0] <= full[p].score <= told[p].interval[1] for p in full]
+    # These saw the same images in the same network.
+    complete = np.array([told[p].images == full[p].images for p in full])
+    return {
+        "policies": len(full),
         "spearman": float(spearmanr(fast, whole)[0]),
         "spearman_top_ten": float(spearmanr(fast[top], whole[top])[0]),
         "top_ten_in_common": len(set(top.tolist()) & set(np.argsort(-fast)[:10].tolist())),
         "same_best": bool(fast.argmax() == whole.argmax()),
-        "within_interval": float(
-            np.mean([told[p].interval[0] <= full[p].score <= told[p].interval[1] for p in policies])
-        ),
-        "mean_images": float(np.mean([told[p].images or 0 for p in policies])),
-        "goal_met": found["fast"]["over_plain"] <= GOAL,
+        "within_interval": float(np.mean(inside)),
+        "complete": int(complete.sum()),
+        "largest_difference_of_complete": float(np.abs(fast - whole)[complete].max(initial=0)),
+        "scores": {"fast": fast.tolist(), "full": whole.tolist()},
     }
-    found["scores"] = {
-        "fast": fast.tolist(),
-        "full": whole.tolist(),
-        "images": [told[p].images for p in policies],
-    }
-    return found
 
 
 def describe(found: dict[str, Any]) -> str:
-    plain, ranking = found["plain"], found["ranking"]
+    plain = found["plain"]
     lines = [
         f"{found['source']}, {found['policies']} policies of agent {found['agent']}, {found['search_images']} search "
         f"images, {found['workers']} workers of one thread; preparation {found['preparation_seconds']:.1f} s a worker",
@@ -318,23 +363,25 @@ def describe(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for name, label in (
-        ("full", "before: all search images"),
-        ("fast", "after: as the search asks"),
+        ("full", "before: traced file, all search images"),
+        ("fast", "after: cut file, as the search asks"),
     ):
-        row = found[name]
+        if row := found.get(name):
+            lines.append(
+                f"| {label} | {row['seconds']:.2f} ({row['seconds_median']:.2f}) | {row['cpu_seconds']:.2f} | "
+                f"{row['over_plain']:.2f} ({row['over_plain_median']:.2f}) | {row['over_plain_cpu']:.2f} "
+                f"({row['over_plain_cpu_median']:.2f}) | {row['evaluations_per_cpu_second']:.3f} |"
+            )
+    goal = "met" if found["goal_met"] else "missed"
+    lines += ["", f"{found['mean_images']:.0f} images a policy; goal {GOAL} {goal}"]
+    if order := found.get("ranking"):
+        best = "the same" if order["same_best"] else "another"
         lines.append(
-            f"| {label} | {row['seconds']:.2f} ({row['seconds_median']:.2f}) | {row['cpu_seconds']:.2f} | "
-            f"{row['over_plain']:.2f} ({row['over_plain_median']:.2f}) | {row['over_plain_cpu']:.2f} | "
-            f"{row['evaluations_per_cpu_second']:.3f} |"
+            f"{order['policies']} policies scored both ways: Spearman {order['spearman']:.4f}, of the ten best "
+            f"{order['spearman_top_ten']:.4f}; {order['top_ten_in_common']} of the ten best in common, the best "
+            f"{best}; the score before lies within the interval of {order['within_interval']:.0%}; scores of the "
+            f"{order['complete']} that ran all images differ by at most {order['largest_difference_of_complete']:.1g}"
         )
-    best = "the same" if ranking["same_best"] else "another"
-    lines += [
-        "",
-        f"Spearman of both scores {ranking['spearman']:.4f}, of the ten best {ranking['spearman_top_ten']:.4f}; "
-        f"{ranking['top_ten_in_common']} of the ten best in common, the best {best}; "
-        f"{ranking['mean_images']:.0f} images a policy; the full score lies within the interval of "
-        f"{ranking['within_interval']:.0%}",
-    ]
     return "\n".join(lines)
 
 

@@ -117,12 +117,8 @@ def input_shape(source: str) -> tuple[int, int, int]:
     problem: Exception | None = None
     for size in SIZES:
         try:
-            network = factory(source, size)()
-            for module in network.modules():
-                if isinstance(module, nn.AdaptiveAvgPool2d):
-                    module.register_forward_pre_hook(_exportable)
             with torch.no_grad():
-                network(torch.zeros(2, 3, size, size))
+                factory(source, size)()(torch.zeros(2, 3, size, size))
             return 3, size, size
         except SourceProblem:
             raise
@@ -132,15 +128,6 @@ def input_shape(source: str) -> tuple[int, int, int]:
         f"{source} runs on no image of {', '.join(map(str, SIZES))} pixels: "
         f"{type(problem).__name__}: {str(problem)[:200]}"
     )
-
-
-def _exportable(pool: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-    """ONNX has no adaptive pooling; the exporter needs bins of one size."""
-    assert isinstance(pool, nn.AdaptiveAvgPool2d)
-    wanted = pool.output_size if isinstance(pool.output_size, tuple) else (pool.output_size,) * 2
-    for given, bins in zip(inputs[0].shape[-2:], wanted):
-        if bins is not None and given % bins:
-            raise ValueError(f"{given} positions cannot be pooled into {bins} bins of one size")
 
 
 def allow_code(folders: list[Path]) -> None:

@@ -21,6 +21,11 @@ def head_count(module: nn.Module | None) -> int | None:
     return None
 
 
+def head_names(module: nn.Module) -> set[str]:
+    """Names of what ``set_head_count`` changes; none where the module has no heads."""
+    return set() if head_count(module) is None else {*_HEADS, *_WIDTHS}
+
+
 def head_widths(module: nn.Module) -> set[int]:
     """Widths over all heads that the module holds."""
     found = (getattr(module, name, None) for name in _WIDTHS)

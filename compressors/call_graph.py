@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from compressors.errors import TraceError
+from compressors.product_macs import product_macs
 
 INPUT_SITE = ":input#0"
 
@@ -38,6 +39,7 @@ class Call:
         inputs: sites of its tensor arguments that were computed from the input, in order.
         shape: of the output.
         floating: whether the output holds real numbers.
+        macs: multiply-accumulates of a matrix product that the module's own code makes, over the whole batch.
     """
 
     site: str
@@ -46,6 +48,7 @@ class Call:
     inputs: tuple[str, ...]
     shape: tuple[int, ...]
     floating: bool
+    macs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +154,14 @@ class SiteMode(TorchFunctionMode):
         self._counts: Counter[tuple[str, str]] = Counter()
 
     def site(self, name: str) -> str:
-        key = (self._stack[-1], name)
-        number = self._counts[key]
-        self._counts[key] += 1
-        return f"{key[0]}:{name}#{number}"
+        site = self.next_site(name)
+        self._counts[(self._stack[-1], name)] += 1
+        return site
+
+    def next_site(self, name: str) -> str:
+        """What the next call of a function will be named, if it is numbered."""
+        path = self._stack[-1]
+        return f"{path}:{name}#{self._counts[(path, name)]}"
 
     def __torch_function__(
         self,
@@ -214,6 +221,7 @@ class _Recorder(SiteMode):
                     tuple(inputs),
                     tuple(tensor.shape),
                     tensor.is_floating_point(),
+                    product_macs(name, args, tensor),
                 )
             )
             self.add(tensor, own)

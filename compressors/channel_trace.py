@@ -22,6 +22,7 @@ from compressors import flow_layers, flow_moves
 from compressors.call_graph import function_name, module_stack
 from compressors.channel_classes import ChannelClasses
 from compressors.channel_flow import ChannelFlow, Invocation, follow_by_element, tensors
+from compressors.held_sizes import held_sizes
 
 Rule = Callable[[ChannelFlow, Invocation], None]
 
@@ -101,7 +102,7 @@ def trace(network: nn.Module, example: Tensor) -> ChannelClasses:
         network: prepared.
         example: float [batch, ...].
     """
-    with module_stack(network) as stack, torch.no_grad():
+    with module_stack(network) as stack, held_sizes(network), torch.no_grad():
         flow = ChannelFlow(network, stack)
         with _Tracer(flow):
             out = network(example.view_as(example))

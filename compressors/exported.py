@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor, nn
@@ -17,6 +20,8 @@ from latency_tables import HostFingerprint
 BATCH = 8
 # A product of 8-bit numbers whose weights stay within 7 bits does not saturate on any processor.
 _UNSATURATED = 63
+# Network, plan and batch to the file.
+Export = Callable[[nn.Module, Plan, int], onnx.ModelProto]
 
 
 class ExportedNetwork:
@@ -32,15 +37,21 @@ class ExportedNetwork:
         plan: its quantizers; an empty one for a float network needs its ``input_shape``.
         batch: examples a run.
         integers: run integer layers in integers; by what the processor can when left out.
+        export: writes the file, see ``export_onnx``.
 
     Raises:
         ExportError: the network cannot be exported, or the runtime refuses the file.
     """
 
     def __init__(
-        self, network: nn.Module, plan: Plan, batch: int = BATCH, integers: bool | None = None
+        self,
+        network: nn.Module,
+        plan: Plan,
+        batch: int = BATCH,
+        integers: bool | None = None,
+        export: Export = export_onnx,
     ) -> None:
-        model = export_onnx(network, plan, batch)
+        model = export(network, plan, batch)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
+from compressors.adaptive_pooling import adaptive_pooling
 from compressors.errors import ExportError
 from compressors.float_layers import keep_float
 from compressors.narrow_levels import narrow_levels
@@ -75,7 +76,7 @@ def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelPro
     wrapped = QuantizedNetwork(network, plan.activations).eval()
     example = torch.zeros((batch, *plan.input_shape))
     buffer = io.BytesIO()
-    with _quiet(), torch.no_grad():
+    with _quiet(), adaptive_pooling(OPSET), torch.no_grad():
         try:
             torch.onnx.export(
                 wrapped, (example,), buffer,  # type: ignore[arg-type]
@@ -153,23 +154,16 @@ def _quantize_weights(graph: onnx.GraphProto, scales: Mapping[str, WeightScale])
             name = node.input[1]
             weight = numpy_helper.to_array(initializers[name])
             axis = 1 if node.op_type == "MatMul" else 0
-            steps = np.array(scale.scale, dtype=np.float32)
-            shaped = steps.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
-            integers = np.rint(weight / shaped).clip(-scale.limit, scale.limit).astype(np.int8)
+            integers, steps = integer_weight(weight, scale, axis)
             nodes.append(_dequantize(graph, f"{path}.weight", integers, steps, axis))
             node.input[1] = nodes[-1].output[0]
             replaced.add(name)
             feeding = dequantizers.get(node.input[0])
             if node.op_type != "MatMul" and len(node.input) > 2 and feeding is not None:
-                # int32 with the product's own scale, as the runtime adds it to its accumulator.
-                step = np.float64(constants[feeding.input[1]]) * steps.astype(np.float64)
                 bias = numpy_helper.to_array(initializers[node.input[2]])
-                bound = 2**31 - 1
-                integers32 = np.rint(bias / step).clip(-bound, bound).astype(np.int32)
+                integers32, step = integer_bias(bias, constants[feeding.input[1]], steps)
                 replaced.add(node.input[2])
-                nodes.append(
-                    _dequantize(graph, f"{path}.bias", integers32, step.astype(np.float32), 0)
-                )
+                nodes.append(_dequantize(graph, f"{path}.bias", integers32, step, 0))
                 node.input[2] = nodes[-1].output[0]
         nodes.append(node)
     used = {name for node in nodes for name in node.input}
@@ -177,6 +171,32 @@ def _quantize_weights(graph: onnx.GraphProto, scales: Mapping[str, WeightScale])
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)
+
+
+def integer_weight(
+    weight: NDArray[np.float32], scale: WeightScale, axis: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers of a weight that lies on its grid, and the step [channels] of each channel along ``axis``."""
+    steps = np.array(scale.scale, dtype=np.float32)
+    shaped = steps.reshape([-1 if d == axis else 1 for d in range(weight.ndim)])
+    return np.rint(weight / shaped).clip(-scale.limit, scale.limit).astype(np.int8), steps
+
+
+def integer_bias(
+    bias: NDArray[np.float32], activation: NDArray[np.float32], steps: NDArray[np.float32]
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """A bias as int32 with the product's own steps, as the runtime adds it to its accumulator.
+
+    Args:
+        activation: scale of what the layer reads, one number.
+        steps: of the layer's weight, float32 [channels].
+
+    Returns:
+        Integers and steps, each [channels].
+    """
+    step = np.float64(activation) * steps.astype(np.float64)
+    bound = 2**31 - 1
+    return np.rint(bias / step).clip(-bound, bound).astype(np.int32), step.astype(np.float32)
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[np.float32]]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from compressors.attention import head_count
+from compressors.attention import head_count, head_names
 from compressors.channel_classes import FIXED
 from compressors.channel_flow import ChannelFlow, Flow, Invocation, spread, tensors
+from compressors.held_sizes import HeldSize
 
 
 def move(flow: ChannelFlow, call: Invocation) -> None:
@@ -113,9 +115,30 @@ def _held_sizes(
                 if value == len(split):
                     flow.tie(flow.held(f".{name}", value), split)
     if where is not None and call.name in ("view", "reshape"):
+        sizes = _asked(call)
+        derived = head_names(flow.running)
         for name, value in held.items():
-            if isinstance(value, tuple) and value in (*call.args[1:], call.args[1:]):
+            # An entry of -1 follows by itself.
+            if (
+                isinstance(value, tuple)
+                and value in (*call.args[1:], call.args[1:])
+                and value[where] == len(first)
+            ):
                 flow.tie(flow.held(f".{name}.{where}", len(first)), first)
+            elif (
+                isinstance(value, HeldSize)
+                and name not in derived
+                and where < len(sizes)
+                and sizes[where] is value
+            ):
+                flow.tie(flow.held(f".{name}", len(first)), first)
+
+
+def _asked(call: Invocation) -> Sequence[Any]:
+    """Sizes that a reshape was given; none where it was given a type."""
+    given = call.args[1:] or tuple(call.kwargs.values())
+    first = given[0] if given else ()
+    return first if isinstance(first, tuple | list) else given
 
 
 def reduction(flow: ChannelFlow, call: Invocation) -> None:

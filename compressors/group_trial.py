@@ -26,26 +26,39 @@ from compressors.pruning_group import PruningGroup, channels_of
 from compressors.structure import inside
 
 _NORMS = ("layer_norm", "group_norm", "rms_norm")
+# Modules that divide by a mean over channels (Woo et al. 2023, "ConvNeXt V2", arXiv 2301.00808, section 3.2).
+_RESPONSE_NORMS = ("GlobalResponseNorm", "GRN")
 # Random subsets a set of groups is tried with, each with other numbers of channels.
 _DRAWS = 2
 _TOLERANCE = 1e-3
 
 
 class _SteadyNorms(TorchFunctionMode):
-    """Norms over channels that divide by a number each, found in the first pass, instead of by their input's
-    deviation."""
+    """Norms over channels that divide by what they divided by in the first pass: a number for each norm instead of
+    its input's deviation, the mean itself in response norms."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sizes: list[Tensor] = []
         self._calls = 0
+        self._response_norms = 0  # that are running
+
+    def watch(self, network: nn.Module) -> None:
+        """Sees to it that response norms are known when they run."""
+        for module in network.modules():
+            if type(module).__name__ in _RESPONSE_NORMS:
+                module.register_forward_pre_hook(lambda _m, _i: self._enter(1))
+                module.register_forward_hook(lambda _m, _i, _o: self._enter(-1))
+
+    def _enter(self, step: int) -> None:
+        self._response_norms += step
 
     @property
     def used(self) -> bool:
         return bool(self._sizes)
 
     def restart(self) -> None:
-        self._calls = 0
+        self._calls = self._response_norms = 0
 
     def __torch_function__(
         self,
@@ -56,13 +69,18 @@ class _SteadyNorms(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if name not in _NORMS:
+        averages = name == "mean" and self._response_norms > 0
+        if name not in _NORMS and not averages:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
         if self._calls == len(self._sizes):
-            self._sizes.append(x.square().mean().sqrt() + 1e-6)
-        out = x / self._sizes[self._calls]
+            first = func(*args, **kwargs) if averages else x.square().mean().sqrt() + 1e-6
+            self._sizes.append(first)
+        size = self._sizes[self._calls]
         self._calls += 1
+        if averages:
+            return size
+        out = x / size
         for k, parameter in enumerate(("weight", "bias"), start=2):
             vector = args[k] if k < len(args) else kwargs.get(parameter)
             if isinstance(vector, Tensor):
@@ -94,6 +112,7 @@ class GroupTrial:
         self._example = example
         _vary(self._network)
         self._norms = _SteadyNorms()
+        self._norms.watch(self._network)
         self._expected = self._run()
 
     def judge(self, groups: Sequence[PruningGroup]) -> dict[str, str]:

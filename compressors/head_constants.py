@@ -1,4 +1,4 @@
-"""Shapes that an exported attention module reshapes by, changed to another number of heads."""
+"""Shapes that an exported module reshapes by, changed to another number of heads or channels."""
 
 from __future__ import annotations
 
@@ -20,12 +20,37 @@ def resize_heads(node: onnx.NodeProto, module: nn.Module, count: int) -> None:
         module: as it was exported, with all its heads.
         count: heads to keep.
     """
+    values = _shape(node)
+    if values is not None:
+        _replace(node, _resized(values, module, count))
+
+
+def holds_width(node: onnx.NodeProto, width: int) -> bool:
+    """Whether a node is a constant shape that has a width just once."""
+    values = _shape(node)
+    return values is not None and values.count(width) == 1
+
+
+def resize_width(node: onnx.NodeProto, width: int, kept: int) -> None:
+    """Changes a constant of a module's graph, in place, if it is a shape with the width that the module holds."""
+    values = _shape(node)
+    if values is not None and values.count(width) == 1:
+        _replace(node, [kept if size == width else size for size in values])
+
+
+def _shape(node: onnx.NodeProto) -> list[int] | None:
+    """What a constant holds, if that may be the shape of a tensor with channels."""
     if node.op_type != "Constant" or not node.attribute or node.attribute[0].name != "value":
-        return
+        return None
     values = numpy_helper.to_array(node.attribute[0].t)
-    if values.dtype == np.int64 and values.ndim == 1 and len(values) > 2:
-        resized = np.array(_resized(values.tolist(), module, count), dtype=np.int64)
-        node.attribute[0].t.CopyFrom(numpy_helper.from_array(resized, node.attribute[0].t.name))
+    if values.dtype != np.int64 or values.ndim != 1 or len(values) <= 2:
+        return None
+    return [int(size) for size in values]
+
+
+def _replace(node: onnx.NodeProto, shape: Sequence[int]) -> None:
+    tensor = node.attribute[0].t
+    tensor.CopyFrom(numpy_helper.from_array(np.array(shape, dtype=np.int64), tensor.name))
 
 
 def _resized(shape: Sequence[int], module: nn.Module, count: int) -> list[int]:

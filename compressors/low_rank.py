@@ -26,7 +26,7 @@ from compressors.structure import Layer, Structure, inside
 # Ranks of a factored layer: (r,) between two factors, (r_in, r_out) around a k x k core.
 Ranks = tuple[int, ...]
 # Input ranks are multiples of what vector units hold.
-_STEP = 8
+_STEP = 16
 
 
 def factorable(module: nn.Module, layer: Layer) -> bool:

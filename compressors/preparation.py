@@ -7,15 +7,18 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from compressors.attention_modules import replace_attention
 from compressors.structure import Structure
 
 
 def prepare(network: nn.Module) -> nn.Module:
-    """A copy in eval mode, on the CPU, with in-place activations made pure.
+    """A copy in eval mode, on the CPU, with in-place activations made pure and attention that ties its heads to the
+    width of its input replaced (``attention_modules``).
 
     In-place modules would overwrite tensors that the call graph tells apart; results do not change.
     """
     network = copy.deepcopy(network).cpu().eval()
+    replace_attention(network)
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]

@@ -8,6 +8,8 @@ price). ``verify`` compares the two.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -20,10 +22,11 @@ from compressors.errors import ExportError
 from compressors.exporter import export_onnx, scope_path
 from compressors.factored_nodes import ACTIVATION_STEP, WEIGHT_STEP, factored_nodes
 from compressors.float_layers import keep_float
-from compressors.head_constants import resize_heads
+from compressors.head_constants import holds_width, resize_heads, resize_width
 from compressors.low_rank import Ranks, ranks_of
 from compressors.plan import ActivationScale, Plan, WeightScale
 from compressors.pruner import Channels
+from compressors.pruning_group import Member
 from compressors.quantization import quantized_sites
 from compressors.structure import MOVERS, RECTIFIERS, inside
 
@@ -94,10 +97,17 @@ class Skeleton:
         """Raises ExportError where pruning changes what cannot be found again in the graph."""
         for group in self._compressor.groups.values():
             for member in group.attached:
-                if member.axis.startswith("."):
+                if member.axis.startswith(".") and not self._reshapes_by(member):
                     raise ExportError(f"{member.path} works with sizes that pruning changes")
                 if member.axis.isdigit() and member.path not in self._initial:
                     raise ExportError(f"parameter {member.path} is exported in another form")
+
+    def _reshapes_by(self, member: Member) -> bool:
+        """Whether the width that a module holds shows in its graph, and nowhere but in shapes."""
+        own = [n for n in self._model.graph.node if scope_path(n.name) == member.path]
+        value = getattr(self._compressor.folded.get_submodule(member.path), member.axis[1:], None)
+        split = any(node.op_type == "Split" for node in own)
+        return isinstance(value, int) and not split and any(holds_width(n, value) for n in own)
 
     def _owners(self, graph: onnx.GraphProto) -> dict[str, str]:
         """Node name to the layer that pays for it, one that runs whenever the node does.
@@ -137,12 +147,31 @@ class Skeleton:
 
     def model(self, choices: Choices) -> onnx.ModelProto:
         """The graph of a policy; nodes are named ``/<owning layer>/<operator>...``."""
-        structure = self._compressor.structure
-        dropped = tuple(choices.dropped)
-        integer = [p for p in self._layers if p in choices.integer and not inside(p, dropped)]
-        sites = quantized_sites(structure, integer, dropped)
+        compressor, dropped = self._compressor, tuple(choices.dropped)
+        channels = compressor.channels(choices)
+        ranks = ranks_of(
+            compressor.structure, compressor.folded, channels, choices.rank, choices.dropped
+        )
+        integer = {p for p in self._layers if p in choices.integer and not inside(p, dropped)}
+        return self.cut(dropped, channels, integer, ranks)
+
+    def cut(
+        self,
+        dropped: tuple[str, ...],
+        channels: Channels,
+        integer: Collection[str],
+        ranks: Mapping[str, Ranks],
+    ) -> onnx.ModelProto:
+        """The graph of a plan, see ``model``.
+
+        Args:
+            dropped: blocks left out.
+            channels: kept positions per module and axis.
+            integer: quantized layers, none inside a dropped block; of a factored one its own path.
+            ranks: of factored layers.
+        """
+        sites = quantized_sites(self._compressor.structure, integer, dropped)
         alias = self._aliases(sites, dropped)
-        channels = self._compressor.channels(choices)
         nodes: list[onnx.NodeProto] = []
         initializers: dict[str, onnx.TensorProto] = {}
         for source in self._model.graph.node:
@@ -172,11 +201,12 @@ class Skeleton:
             if "heads" in channels.get(path, {}):
                 attention = self._compressor.folded.get_submodule(path)
                 resize_heads(node, attention, len(channels[path]["heads"]))
+            for axis, left in channels.get(path, {}).items():
+                if axis.startswith("."):
+                    module = self._compressor.folded.get_submodule(path)
+                    resize_width(node, getattr(module, axis[1:]), len(left))
             nodes.append(node)
-        ranks = ranks_of(
-            structure, self._compressor.folded, channels, choices.rank, choices.dropped
-        )
-        factored, owner = self._factored(nodes, ranks, channels, set(integer))
+        factored, owner = self._factored(nodes, ranks, channels, integer)
         nodes = self._alive(nodes)
         for node in nodes:
             for name in node.input:
@@ -189,9 +219,9 @@ class Skeleton:
     def _factored(
         self,
         nodes: list[onnx.NodeProto],
-        ranks: dict[str, Ranks],
+        ranks: Mapping[str, Ranks],
         channels: Channels,
-        integer: set[str],
+        integer: Collection[str],
     ) -> tuple[dict[str, onnx.TensorProto], dict[str, str]]:
         """Puts factors in the place of factored layers' nodes.
 

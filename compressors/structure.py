@@ -80,6 +80,19 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """A matrix product that no layer makes, such as the two of attention.
+
+    Attributes:
+        module: path of the module whose code makes it.
+        macs: multiply-accumulates for one example.
+    """
+
+    module: str
+    macs: int
+
+
+@dataclass(frozen=True, slots=True)
 class Structure:
     """See the module's docstring.
 
@@ -88,12 +101,14 @@ class Structure:
         layers: in execution order.
         blocks: droppable blocks in execution order.
         skipped: layer path to the reason it is no layer of ours (called twice, no single input).
+        products: in execution order.
     """
 
     graph: CallGraph
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
     skipped: dict[str, str]
+    products: tuple[Product, ...] = ()
 
     def layer(self, path: str) -> Layer:
         return next(layer for layer in self.layers if layer.path == path)
@@ -132,9 +147,12 @@ def analyse(network: nn.Module, example: Tensor) -> Structure:
         elif use.input is None or use.output is None or use.arguments != 1:
             skipped[use.path] = "the module has no single tensor input and output"
         else:
-            layers.append(_layer(use, module, len(layers), graph, consumers, modules, counts))
+            layers.append(
+                _layer(use, module, len(layers), len(example), graph, consumers, modules, counts)
+            )
     blocks = _blocks(network, graph, counts)
-    return Structure(graph, tuple(layers), blocks, skipped)
+    products = tuple(Product(c.module, c.macs // len(example)) for c in graph.calls if c.macs)
+    return Structure(graph, tuple(layers), blocks, skipped, products)
 
 
 def _sole(consumers: dict[str, list[Call]], site: str, graph: CallGraph) -> Call | None:
@@ -146,6 +164,7 @@ def _layer(
     use: ModuleUse,
     module: nn.Conv2d | nn.Linear,
     index: int,
+    batch: int,
     graph: CallGraph,
     consumers: dict[str, list[Call]],
     modules: dict[str, nn.Module],
@@ -171,11 +190,12 @@ def _layer(
         kind = "conv" if groups == 1 else "depthwise" if groups == module.in_channels else "grouped"
         channels = (module.in_channels, module.out_channels)
         kernel, stride = module.kernel_size[0], module.stride[0]
-        macs = module.weight[0].numel() * prod(use.output_shape[1:])
+        macs = module.weight[0].numel() * prod(use.output_shape) // batch
     else:
         kind, kernel, stride = "linear", 1, 1
         channels = (module.in_features, module.out_features)
-        macs = module.weight.numel() * prod(use.output_shape[1:-1])
+        # Windows of an image may lie side by side along the first axis.
+        macs = module.weight.numel() * prod(use.output_shape[:-1]) // batch
     return Layer(
         use.path, index, kind, use.input, use.output, norm, site, rectified, use.input_shape, use.output_shape,
         channels[0], channels[1], kernel, stride, macs, module.weight.numel(),

@@ -29,6 +29,10 @@ class LocalPool:
         return 1
 
     @property
+    def backlog(self) -> int:
+        return 0
+
+    @property
     def in_flight(self) -> int:
         return len(self._waiting)
 

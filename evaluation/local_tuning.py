@@ -15,7 +15,12 @@ class LocalTuner:
     """Satisfies ``Tuner``; every finalist gets all its epochs."""
 
     def run(
-        self, train_one: TrainOne, finalists: Sequence[int], epochs: int, root: Path
+        self,
+        train_one: TrainOne,
+        finalists: Sequence[int],
+        epochs: int,
+        root: Path,
+        stop_early: bool = True,  # noqa: ARG002
     ) -> list[Tuned]:
         """See ``Tuner.run``."""
         tuned: list[Tuned] = []

@@ -36,10 +36,12 @@ class Finished:
     Attributes:
         ticket: as returned by ``submit``.
         outcome: the evaluation or the failure.
+        seconds: that a worker took for it; 0 where the pool does not tell.
     """
 
     ticket: int
     outcome: Evaluation | Failure
+    seconds: float = 0.0
 
 
 class EvaluatorPool(Protocol):
@@ -51,6 +53,12 @@ class EvaluatorPool(Protocol):
     @property
     def capacity(self) -> int:
         """Number of policies that can be in flight without waiting."""
+
+    @property
+    def backlog(self) -> int:
+        """Number of further policies that workers take over by themselves, without the caller, when they have done one;
+        0 where nothing is evaluated unless the caller waits.
+        """
 
     @property
     def in_flight(self) -> int: ...

@@ -5,6 +5,7 @@ pytest.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class TestScorer:
     """Scores a policy by its first value; some values misbehave.
 
     Attributes:
-        folder: where ``DIES_ONCE`` remembers that it died.
+        folder: where it leaves a file for each policy, and ``DIES_ONCE`` remembers that it died.
     """
 
     __test__ = False
@@ -35,6 +36,7 @@ class TestScorer:
             raise ScoringError("this policy gives no valid network")
         if value == BREAKS:
             raise RuntimeError("shape mismatch")
+        (self.folder / f"scored {value}").touch()
         marker = self.folder / "died"
         if value == DIES or (value == DIES_ONCE and not marker.exists()):
             marker.touch()
@@ -84,7 +86,10 @@ class PoolContract:
     def test_every_policy_comes_back_once_under_its_ticket(self, tmp_path: Path) -> None:
         pool = self.make(scorers(tmp_path))
         try:
-            tickets = {pool.submit(policy(value)): value for value in range(pool.capacity + 3)}
+            tickets = {
+                pool.submit(policy(value)): value
+                for value in range(pool.capacity + pool.backlog + 3)
+            }
             assert pool.in_flight == len(tickets)
             scores = {
                 item.ticket: item.outcome.score
@@ -165,15 +170,41 @@ class WorkerPoolContract(PoolContract):
             outcome = outcomes[ticket]
             assert isinstance(outcome, Evaluation) and outcome.score == value
 
-    def test_a_policy_that_kills_its_worker_twice_is_a_retryable_failure(
+    def test_workers_go_on_with_the_backlog_by_themselves(self, tmp_path: Path) -> None:
+        pool = self.make(scorers(tmp_path))
+        try:
+            assert pool.backlog > 0
+            for value in range(pool.capacity):
+                pool.submit(policy(value))
+            drain(pool)  # all are prepared
+            count = pool.capacity + pool.backlog
+            for value in range(10, 10 + count):
+                pool.submit(policy(value))
+            deadline = time.monotonic() + _SECONDS
+            # Nobody waits for the pool meanwhile.
+            while not all((tmp_path / f"scored {v}").exists() for v in range(10, 10 + count)):
+                assert time.monotonic() < deadline, sorted(p.name for p in tmp_path.iterdir())
+                time.sleep(0.02)
+            assert pool.in_flight == count
+            finished = drain(pool)
+            assert len(finished) == count and all(item.seconds > 0 for item in finished)
+        finally:
+            pool.close()
+
+    def test_a_policy_that_kills_its_worker_twice_fails_and_what_waits_behind_it_is_scored(
         self, tmp_path: Path
     ) -> None:
         pool = self.make(scorers(tmp_path))
         try:
-            tickets = [pool.submit(policy(value)) for value in (DIES, 7)]
-            outcomes = {item.ticket: item.outcome for item in drain(pool)}
+            pool.submit(policy(0))
+            drain(pool)
+            values = [DIES, *range(1, pool.capacity + pool.backlog)]
+            tickets = {pool.submit(policy(value)): value for value in values}
+            outcomes = {tickets[item.ticket]: item.outcome for item in drain(pool)}
         finally:
             pool.close()
-        failure = outcomes[tickets[0]]
-        assert isinstance(failure, Failure) and failure.retryable
-        assert isinstance(outcomes[tickets[1]], Evaluation)
+        failed = outcomes.pop(DIES)
+        assert isinstance(failed, Failure) and failed.retryable
+        assert {v: o.score for v, o in outcomes.items() if isinstance(o, Evaluation)} == {
+            value: float(value) for value in values[1:]
+        }

@@ -38,7 +38,12 @@ class RayTuner:
         self._reduction = reduction
 
     def run(
-        self, train_one: TrainOne, finalists: Sequence[int], epochs: int, root: Path
+        self,
+        train_one: TrainOne,
+        finalists: Sequence[int],
+        epochs: int,
+        root: Path,
+        stop_early: bool = True,
     ) -> list[Tuned]:
         """See ``Tuner.run``. ``root`` must be the same folder on every node."""
         root.mkdir(parents=True, exist_ok=True)
@@ -63,7 +68,7 @@ class RayTuner:
             ASHAScheduler(
                 time_attr="epoch", max_t=epochs, grace_period=1, reduction_factor=self._reduction
             )
-            if len(finalists) > 1 and epochs > 1
+            if stop_early and len(finalists) > 1 and epochs > 1
             else None
         )
         tuner = tune.Tuner(

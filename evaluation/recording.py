@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,12 @@ class Recording:
 
     def pricer(self, limits: Mapping[str, float] | None = None) -> Pricer:
         """The prices, under absolute upper bounds."""
-        return Pricer(self.space, self.models, limits)
+        return self._free.with_limits(limits or {})
+
+    @cached_property
+    def _free(self) -> Pricer:
+        """Without bounds; those with bounds share its tables."""
+        return Pricer(self.space, self.models)
 
     def budget(self, share: float, quantity: str = "latency_ms") -> Pricer:
         """The prices, with one quantity bounded by a share of the uncompressed network's."""

@@ -17,21 +17,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from compressors.call_graph import channels_last
-from compressors.compressor import DEFAULT_RECIPE, Compressed, Compressor
+from compressors.compressor import DEFAULT_RECIPE, Choices, Compressed, Compressor
+from compressors.cut_files import CutFiles
 from compressors.errors import ExportError
-from compressors.exported import ExportedNetwork
+from compressors.exported import BATCH as EXPORTED_BATCH
+from compressors.exported import Export, ExportedNetwork
+from compressors.exporter import export_onnx
 from compressors.plan import Plan
 from compressors.recipe import CompressionRecipe
 from evaluation.errors import ScoringError
-from evaluation.intervals import mean_ci95
 from evaluation.splits import Examples
 from evaluation.stopping import hopeless, stages
-from evaluation.subsample import Estimate
+from evaluation.subsample import Estimate, Sample
+from latency_tables.errors import TrimtabError
 from search_spaces.evaluation import Evaluation
+from search_spaces.latency_model import sample_policies
 from search_spaces.network_space import NetworkSpace
 from search_spaces.policy import Policy
 
 BATCH = 32
+# Policies whose cut files are held against real exports before cut files are trusted.
+VERIFIED = 2
 _SEED = 20180625  # of the order in which search images are run; fixed, so that every worker scores alike
 Metric = Callable[[Tensor, Tensor], Any]
 Runner = Callable[[Tensor], Tensor]
@@ -43,14 +49,17 @@ def outputs_of(network: nn.Module, inputs: Tensor, batch: int = BATCH) -> Tensor
         return torch.cat([network(channels_last(part)) for part in torch.split(inputs, batch)])
 
 
-def runner_of(compressed: Compressed) -> Runner:
+def runner_of(compressed: Compressed, export: Export = export_onnx) -> Runner:
     """Runs inputs float [n, ...] as the exported file does, on any target; outputs float32 [n, ...].
 
     On 2,000 images ONNX Runtime takes about a sixth of the time of fake quantization in torch for MobileNetV2 and
     a third for ResNet-20, export included. torch runs what cannot be exported.
+
+    Args:
+        export: writes the file.
     """
     try:
-        exported = ExportedNetwork(compressed.network, compressed.plan)
+        exported = ExportedNetwork(compressed.network, compressed.plan, export=export)
     except ExportError:
         return partial(outputs_of, compressed.runnable())
 
@@ -86,9 +95,9 @@ class PolicyScorer:
     metric of the user's own the score is its mean. Outputs are those of the policy's exported file, see
     ``outputs_of_compressed``.
 
-    Search images are run in one fixed random order. Where a score to beat is given, a policy that surely misses it
-    on the first of them (``stopping``) is not run on the others: its score is then an estimate of the mean over all
-    of them, its interval that of the images seen.
+    Search images are run in one fixed random order, those that the original is not sure of earlier (``subsample``).
+    Where a score to beat is given, a policy that surely misses it on the first of them (``stopping``) is not run on
+    the others: its score is then an estimate of the mean over all of them, its interval that of the images seen.
 
     Args:
         compressor: of the network.
@@ -108,9 +117,11 @@ class PolicyScorer:
         self._space = network_space
         self._examples = examples
         self._metric = metric
-        generator = torch.Generator().manual_seed(_SEED)
-        # Data sets are often sorted by class: any first part of the images must be like the whole.
-        self._order = torch.randperm(len(examples), generator=generator)
+
+    @property
+    def search_images(self) -> Tensor:
+        """Inputs float [n, ...] that policies are scored on."""
+        return self._examples.inputs
 
     @cached_property
     def reference(self) -> Tensor:
@@ -119,39 +130,63 @@ class PolicyScorer:
         original = Compressed(self.compressor.folded, Plan(input_shape=shape))
         return outputs_of_compressed(original, self._examples.inputs)
 
+    @cached_property
+    def sample(self) -> Sample:
+        """The order in which search images are run."""
+        if self._metric is not None:
+            return Sample.plain(len(self._examples), _SEED)
+        return Sample.stratified(self.reference, _SEED)
+
+    @cached_property
+    def export(self) -> Export:
+        """Writes files of policies: cut from one export where some of them prove to be what a real export gives."""
+        probes = [self._space.choices(p) for p in sample_policies(self._space, VERIFIED, seed=1)]
+        try:
+            return CutFiles(self.compressor, EXPORTED_BATCH, probes)
+        except TrimtabError:
+            return export_onnx
+
     def compress(self, policy: Policy) -> Compressed:
         """The network a policy gives, refitted and calibrated."""
-        return self.compressor.compress(self._space.choices(policy))
+        return self.compressor.compress(self.choices(policy))
+
+    def choices(self, policy: Policy) -> Choices:
+        """A policy in the network's terms."""
+        return self._space.choices(policy)
 
     def score(self, policy: Policy, score_to_beat: float | None = None) -> Evaluation:
         """See ``Scorer.score``."""
         start = time.perf_counter()
-        evaluation = self.score_compressed(self.compress(policy), score_to_beat)
+        evaluation = self.score_compressed(self.compress(policy), score_to_beat, self.export)
         return replace(evaluation, seconds=time.perf_counter() - start)
 
     def score_compressed(
-        self, compressed: Compressed, score_to_beat: float | None = None
+        self,
+        compressed: Compressed,
+        score_to_beat: float | None = None,
+        export: Export = export_onnx,
     ) -> Evaluation:
         """Scores what the compressed network's exported file computes.
 
         Args:
             score_to_beat: see ``Scorer.score``; all search images are run where it is left out.
+            export: writes the file.
 
         Raises:
             ScoringError: its outputs are not finite, or the metric fails.
         """
-        run = runner_of(compressed)
+        run = runner_of(compressed, export)
         parts: list[Tensor] = []
         seen = 0
         for upto in stages(len(self._examples)) if score_to_beat is not None else [None]:
-            chosen = self._order[seen:upto]
+            chosen = self.sample.order[seen:upto]
             parts.append(run(self._examples.inputs[chosen]))
             seen += len(chosen)
-            outputs, rows = torch.cat(parts), self._order[:seen]
-            estimate = Estimate.of(self._per_example(outputs, rows), len(self._examples))
+            outputs, rows = torch.cat(parts), self.sample.order[:seen]
+            estimate = self.sample.estimate(self._per_example(outputs, rows))
             if hopeless(estimate, score_to_beat):
                 break
-        return self._evaluation(outputs, rows, estimate)
+        return self._evaluation(outputs, rows, estimate, self.sample.estimate)
 
     def score_network(self, network: nn.Module) -> Evaluation:
         """Scores a network as torch runs it, e.g. one that is being fine-tuned, on all search images.
@@ -162,10 +197,17 @@ class PolicyScorer:
         Raises:
             ScoringError: its outputs are not finite, or the metric fails.
         """
+        return self.score_outputs(outputs_of(network, self._examples.inputs))
+
+    def score_outputs(self, outputs: Tensor) -> Evaluation:
+        """Scores what a network gave on all search images, wherever it ran: outputs float32 [n, classes].
+
+        Raises:
+            ScoringError: they are not finite, or the metric fails.
+        """
         rows = torch.arange(len(self._examples))
-        outputs = outputs_of(network, self._examples.inputs)
-        estimate = Estimate.of(self._per_example(outputs, rows), len(rows))
-        return self._evaluation(outputs, rows, estimate)
+        estimate = Estimate.of_all(self._per_example(outputs, rows))
+        return self._evaluation(outputs, rows, estimate, Estimate.of_all)
 
     def _per_example(self, outputs: Tensor, rows: Tensor) -> NDArray[np.float64]:
         """Scores float64 [n] of outputs on the search images of the given numbers."""
@@ -192,15 +234,29 @@ class PolicyScorer:
             raise ScoringError("the data's metric gave a value that is not finite")
         return per_example
 
-    def _evaluation(self, outputs: Tensor, rows: Tensor, estimate: Estimate) -> Evaluation:
+    def _evaluation(
+        self,
+        outputs: Tensor,
+        rows: Tensor,
+        estimate: Estimate,
+        estimated: Callable[[NDArray[np.float64]], Estimate],
+    ) -> Evaluation:
+        """The evaluation of outputs on the search images of the given numbers.
+
+        Args:
+            estimate: of the score.
+            estimated: estimates other means over the same images.
+        """
         score, interval = (estimate.mean,), (estimate.low, estimate.high)
         if self._metric is not None:
             return Evaluation(score, interval, images=estimate.images)
         targets = self._examples.targets[rows]
-        right = (outputs.argmax(1) == targets).numpy()
-        right_before = (self.reference[rows].argmax(1) == targets).numpy()
-        drop = mean_ci95(right_before.astype(float) - right.astype(float))
-        return Evaluation(score, interval, float(right.mean()), drop, images=estimate.images)
+        right = (outputs.argmax(1) == targets).double().numpy()
+        right_before = (self.reference[rows].argmax(1) == targets).double().numpy()
+        top1, drop = estimated(right).mean, estimated(right_before - right)
+        return Evaluation(
+            score, interval, top1, (drop.mean, drop.low, drop.high), images=estimate.images
+        )
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class SimulatedPool:
         return self._workers
 
     @property
+    def backlog(self) -> int:
+        return 0
+
+    @property
     def in_flight(self) -> int:
         return len(self._flying)
 

@@ -16,8 +16,9 @@ from search_spaces.evaluation import Evaluation, Failure
 # Best policies so far that a policy is held against. A job fine-tunes three finalists and may have to pass over as many
 # whose files turn out too slow, so the order of more than the first must be right.
 CONTENDERS = 6
-# Images after which is looked whether to go on; multiples of the batch the exported file takes.
-STAGES = (256, 512, 1024)
+# Images after which is looked whether to go on; multiples of the batch the exported file takes. A look costs as much as
+# a few images. Policies that broke the network show on the first, good ones of a late search are told apart on many.
+STAGES = (128, 256, 384, 512, 768, 1024, 1280, 1536)
 # Standard errors below the last contender at which a policy is given up: one in 700 is so by bad luck.
 SURE = 3.0
 

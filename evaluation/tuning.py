@@ -31,12 +31,24 @@ class Tuned:
 
 
 class Tuner(Protocol):
-    """Runs ``train_one`` for every finalist and stops the hopeless ones early (ASHA)."""
+    """Runs ``train_one`` for every finalist and may stop the hopeless ones early (ASHA)."""
 
     def run(
-        self, train_one: TrainOne, finalists: Sequence[int], epochs: int, root: Path
+        self,
+        train_one: TrainOne,
+        finalists: Sequence[int],
+        epochs: int,
+        root: Path,
+        stop_early: bool = True,
     ) -> list[Tuned]:
-        """Raises TuningError (a TrimtabError) when no finalist could be trained."""
+        """Trains them.
+
+        Args:
+            stop_early: those that score worse may be stopped; not where each stands for another cost.
+
+        Raises:
+            TuningError: (a TrimtabError) no finalist could be trained.
+        """
 
 
 def finalist_directory(root: Path, finalist: int) -> Path:

@@ -41,7 +41,7 @@ class Factor:
 
 
 @dataclass(frozen=True, slots=True)
-class _Flat:
+class FlatTerms:
     """Factors as one table: a look-up of all of them is a product, a gather and a sum.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Flat:
     sizes: NDArray[np.int64]
 
     @classmethod
-    def of(cls, factors: Sequence[Factor]) -> _Flat:
+    def of(cls, factors: Sequence[Factor]) -> FlatTerms:
         """Factors are added to one over all of their decisions where there is one: fewer cells to look up."""
         tables: dict[tuple[int, ...], NDArray[np.float64]] = {}
         for factor in sorted(factors, key=lambda f: -len(f.scope)):
@@ -106,8 +106,8 @@ class CostModel:
     relative_error: float = 0.0
 
     @cached_property
-    def _flat(self) -> _Flat:
-        return _Flat.of(self.factors)
+    def flat(self) -> FlatTerms:
+        return FlatTerms.of(self.factors)
 
     def price(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
         """Costs float64 [n] of policies given as value indices int64 [n, decisions].
@@ -115,7 +115,7 @@ class CostModel:
         Raises:
             IndexError: an index is negative or past its decision's values.
         """
-        flat = self._flat
+        flat = self.flat
         used = np.asarray(indices)[:, : len(flat.sizes)]
         if used.shape[1] < len(flat.sizes) or ((used < 0) | (used >= flat.sizes)).any():
             raise IndexError(
@@ -134,6 +134,21 @@ class CostModel:
         )
 
 
+def largest_table(models: Sequence[CostModel], sizes: Sequence[int]) -> float:
+    """Entries of the largest table that completions under a sum of all models need: what exactness would take."""
+    buckets: list[list[set[int]]] = [[] for _ in sizes]
+    for own in {factor.scope for model in models for factor in model.factors if factor.scope}:
+        buckets[own[-1]].append(set(own))
+    largest = 1.0
+    for bucket in reversed(buckets):
+        scope: set[int] = set().union(*bucket)
+        largest = max(largest, float(np.prod([float(sizes[i]) for i in scope])))
+        rest = sorted(scope)[:-1]
+        if rest:
+            buckets[rest[-1]].append(set(rest))
+    return largest
+
+
 @dataclass(frozen=True, slots=True)
 class _Message:
     """Cheapest completion of everything from ``origin`` on, for every value of the earlier ``scope``."""
@@ -141,6 +156,39 @@ class _Message:
     origin: int
     scope: tuple[int, ...]
     table: NDArray[np.float64]  # [quantities, *scope]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Messages as one table, as ``FlatTerms`` has factors: a look-up of several is a product and a gather.
+
+    Attributes:
+        strides: float64 [decisions, messages].
+        starts: float64 [messages].
+        cells: float64 [cells, quantities].
+    """
+
+    strides: NDArray[np.float64]
+    starts: NDArray[np.float64]
+    cells: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, messages: Sequence[_Message], decisions: int, quantities: int) -> _Places:
+        strides = np.zeros((decisions, len(messages)))
+        for k, message in enumerate(messages):
+            shape = message.table.shape[1:]
+            strides[list(message.scope), k] = np.cumprod([1, *shape[:0:-1]])[::-1][: len(shape)]
+        lengths = [message.table[0].size for message in messages]
+        cells = np.empty((sum(lengths), quantities))
+        starts = np.cumsum([0, *lengths])
+        for message, start, length in zip(messages, starts, lengths):
+            cells[start : start + length] = message.table.reshape(quantities, -1).T
+        return cls(strides, starts[:-1].astype(np.float64), cells)
+
+    def at(self, prefixes: NDArray[np.float64], columns: Any) -> NDArray[np.float64]:
+        """Places float64 [..., columns] for prefixes [..., decisions so far]."""
+        known = self.strides[: prefixes.shape[-1], columns]
+        return np.asarray(prefixes @ known + self.starts[columns])
 
 
 class Lookahead:
@@ -170,13 +218,33 @@ class Lookahead:
         self._weights = np.asarray(weights, dtype=np.float64)
         self._sizes = tuple(sizes)
         self._constant = np.array([m.constant for m in models])
-        self._own: list[list[_Message]] = [[] for _ in sizes]
-        self._collect(models)
-        self._live: list[list[_Message]] = [[] for _ in sizes]
-        self._eliminate(table_limit)
-        self._memo: tuple[tuple[int, ...], NDArray[np.float64]] = ((), self._constant)
+        own = self._collect(models)
+        self._scopes = [message.scope for message in own]
+        # Messages in one list: the factors, by their last decision, then the eliminated.
+        self._messages = [*own]
+        self._live: list[list[int]] = [[] for _ in sizes]
+        self._eliminate(own, table_limit)
+        self._places = _Places.of(self._messages, len(sizes), len(models))
+        del self._messages
+        last = np.array([message.scope[-1] for message in own], dtype=np.int64)
+        # Factors that the first t decisions determine, for every t, and those that end at t.
+        self._known = [int(k) for k in np.searchsorted(last, np.arange(len(sizes) + 1))]
+        self._added, self._rest, self._all = [], [], []
+        for t in range(len(sizes)):
+            ends = list(range(self._known[t], self._known[t + 1]))
+            self._added.append(self._columns(t, ends))
+            self._rest.append(self._columns(t, self._live[t]))
+            self._all.append(self._columns(t, [*ends, *self._live[t]]))
 
-    def _collect(self, models: Sequence[CostModel]) -> None:
+    def _columns(
+        self, position: int, messages: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Messages and by how much each of a decision's values [messages, values] moves their places."""
+        columns = np.array(messages, dtype=np.int64)
+        values = np.arange(self._sizes[position])
+        return columns, self._places.strides[position, columns][:, None] * values
+
+    def _collect(self, models: Sequence[CostModel]) -> list[_Message]:
         """Merges the factors of all models by scope and files them under their last decision."""
         merged: dict[tuple[int, ...], NDArray[np.float64]] = {}
         for q, model in enumerate(models):
@@ -187,24 +255,24 @@ class Lookahead:
                 if factor.scope not in merged:
                     merged[factor.scope] = np.zeros((len(models), *factor.table.shape))
                 merged[factor.scope][q] += factor.table
-        for scope, table in merged.items():
-            self._own[scope[-1]].append(_Message(scope[-1], scope, table))
+        own = [_Message(scope[-1], scope, table) for scope, table in merged.items()]
+        return sorted(own, key=lambda message: message.origin)
 
-    def _eliminate(self, limit: int) -> None:
-        buckets: list[list[_Message]] = [list(own) for own in self._own]
+    def _eliminate(self, own: Sequence[_Message], limit: int) -> None:
+        buckets: list[list[_Message]] = [[] for _ in self._sizes]
+        for message in own:
+            buckets[message.origin].append(message)
         final: list[_Message] = []
         for i in range(len(self._sizes) - 1, -1, -1):
             for group in self._partition(buckets[i], limit):
                 scope = tuple(sorted({j for m in group for j in m.scope}))
-                table = self._joined(group, scope)
-                best = np.tensordot(self._weights, table, axes=1).argmin(axis=-1)
-                rest = np.take_along_axis(table, best[None, ..., None], axis=-1)[..., 0]
-                message = _Message(i, scope[:-1], rest)
+                message = _Message(i, scope[:-1], self._cheapest(self._joined(group, scope)))
                 (buckets[scope[-2]] if len(scope) > 1 else final).append(message)
                 # The message answers for decisions from i on as long as the prefix ends before i and covers
                 # its scope; after that the bucket it went into has absorbed it.
                 for t in range(scope[-2] if len(scope) > 1 else 0, i):
-                    self._live[t].append(message)
+                    self._live[t].append(len(self._messages))
+                self._messages.append(message)
         self._floor: NDArray[np.float64] = self._constant + sum(
             (m.table for m in final), np.zeros_like(self._constant)
         )
@@ -225,14 +293,27 @@ class Lookahead:
 
     def _joined(self, group: list[_Message], scope: tuple[int, ...]) -> NDArray[np.float64]:
         """Sum of messages as one table over ``scope``: [quantities, *scope]."""
-        total = self._spread(group[0], scope)
-        for message in group[1:]:
-            total = total + self._spread(message, scope)
+        total = np.zeros((len(self._weights), *(self._sizes[j] for j in scope)))
+        for message in group:
+            shape = [self._sizes[j] if j in message.scope else 1 for j in scope]
+            total += message.table.reshape(len(self._weights), *shape)
         return total
 
-    def _spread(self, message: _Message, scope: tuple[int, ...]) -> NDArray[np.float64]:
-        shape = [self._sizes[j] if j in message.scope else 1 for j in scope]
-        return message.table.reshape(len(self._weights), *shape)
+    def _cheapest(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Quantities at the value of the last decision that is cheapest under the weights, the first of equals."""
+        # Value by value: a decision has few, and a minimum along so short an axis is slow.
+        best = np.array(table[..., 0])
+        if len(self._weights) == 1 and self._weights[0] > 0:
+            for value in range(1, table.shape[-1]):
+                np.minimum(best, table[..., value], out=best)
+            return best
+        least = np.tensordot(self._weights, best, axes=1)
+        for value in range(1, table.shape[-1]):
+            cost = np.tensordot(self._weights, table[..., value], axes=1)
+            better = cost < least
+            np.copyto(least, cost, where=better)
+            np.copyto(best, table[..., value], where=better)
+        return best
 
     @property
     def floor(self) -> NDArray[np.float64]:
@@ -248,28 +329,10 @@ class Lookahead:
         Returns:
             float64 [values, quantities].
         """
-        prefix = tuple(int(i) for i in prefix)
-        t = len(prefix)
-        total = np.repeat(self._fixed(prefix)[None], self._sizes[t], axis=0)
-        for message in (*self._own[t], *self._live[t]):
-            total += self._at(message, prefix, t)
-        return total
-
-    def _at(self, message: _Message, prefix: tuple[int, ...], t: int) -> NDArray[np.float64]:
-        """The message's row for the prefix: [values, quantities] or [1, quantities]."""
-        before = tuple(prefix[j] for j in message.scope if j < t)
-        where: tuple[Any, ...] = (slice(None), *before)
-        row = message.table[where]
-        return np.asarray(row.T if message.scope and message.scope[-1] == t else row[None])
-
-    def _fixed(self, prefix: tuple[int, ...]) -> NDArray[np.float64]:
-        """Sum of the constant and all factors that the prefix determines."""
-        known, total = self._memo
-        if known != prefix[: len(known)]:
-            known, total = (), self._constant
-        for t in range(len(known), len(prefix)):
-            for message in self._own[t]:
-                where: tuple[Any, ...] = (slice(None), *(prefix[j] for j in message.scope))
-                total = np.add(total, message.table[where])
-        self._memo = (prefix, total)
-        return total
+        known = np.array(prefix, dtype=np.float64)
+        t = len(known)
+        places = self._places
+        fixed = places.cells[places.at(known, slice(self._known[t])).astype(np.int64)].sum(axis=0)
+        columns, moves = self._all[t]
+        here = (places.at(known, columns)[:, None] + moves).astype(np.int64)
+        return np.asarray(places.cells[here].sum(axis=0) + (fixed + self._constant))

@@ -97,13 +97,13 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
             decisions.
         """
         indices = [int(i) for i in self._space.indices(policy)]
-        observations, actions, previous = [], [], 1.0
+        active, taken = [], []
         for position, decision in enumerate(self._space.decisions):
             if is_active(self._space, indices, position):
-                observations.append(self._features.at(position, indices[:position], previous))
-                previous = self._bins.action(decision, indices[position])
-                actions.append(action_of(previous))
-        return np.array(observations, dtype=np.float32), np.stack(actions)
+                active.append(position)
+                taken.append(self._bins.action(decision, indices[position]))
+        states = self._features.along(active, indices, [1.0, *taken[:-1]])
+        return states.astype(np.float32), np.stack([action_of(share) for share in taken])
 
     def _pass_over(self) -> None:
         """Inactive decisions take their largest value, the canonical one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressors.compressor import Choices
 from compressors.groups import PruningGroup, find_groups
 from compressors.low_rank import factor_sizes, full_rank, kernel_positions, split_rank
-from compressors.structure import Layer, Structure, analyse, inside
+from compressors.structure import Layer, Product, Structure, analyse, inside
 from latency_tables import Target
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
@@ -27,7 +27,7 @@ from search_spaces.packed_decisions import (
 )
 from search_spaces.packed_decisions import LARGEST_TABLE as LARGEST_PACKED
 from search_spaces.policy import Policy
-from search_spaces.ranks import RankOffer, RankValues, factored_macs
+from search_spaces.ranks import OfferedRanks, RankOffer, RankValues, factored_macs
 from search_spaces.space import SearchSpace
 
 # The smallest share of a group's channels that is offered (AMC uses 0.2).
@@ -48,12 +48,14 @@ class NetworkSpace:
         structure: of the uncompressed network.
         groups: pruning groups that have a decision, by root.
         left_out: group root (or layer) to the reason it has none.
+        whole: layer path to the reason that a layer with a low-rank form has no rank decision.
     """
 
     space: SearchSpace
     structure: Structure
     groups: dict[str, PruningGroup]
     left_out: dict[str, str]
+    whole: dict[str, str] = field(default_factory=dict)
 
     def choices(self, policy: Policy) -> Choices:
         """What the policy keeps.
@@ -144,11 +146,13 @@ def build_space(
         left_out |= reasons
         groups = {group.root: group for group in found}
         left_out |= _unpriceable(structure, groups, target, packed)
-    offered: RankValues = {}
+    offered = OfferedRanks()
     if ranks is not None and scope in ("prune", "joint"):
         offered = _priceable(groups, target, packed, ranks(network, structure, example))
-    decisions = list(_decisions(structure, groups, target, scope, exclude, packed, offered))
-    return NetworkSpace(SearchSpace(tuple(decisions)), structure, groups, left_out)
+    decisions = list(_decisions(structure, groups, target, scope, exclude, packed, offered.values))
+    return NetworkSpace(
+        SearchSpace(tuple(decisions)), structure, groups, left_out, dict(offered.withheld)
+    )
 
 
 def _unpriceable(
@@ -173,20 +177,22 @@ def _unpriceable(
 
 
 def _priceable(
-    groups: dict[str, PruningGroup], target: Target, packed: bool, ranks: RankValues
-) -> RankValues:
+    groups: dict[str, PruningGroup], target: Target, packed: bool, ranks: OfferedRanks
+) -> OfferedRanks:
     """Leaves out ranks of layers whose table would grow too large with them."""
-    found = {}
+    found, withheld = {}, dict(ranks.withheld)
     more = len(WEIGHT_BITS) * len(KEPT_PERCENT) if packed else 1
     largest = LARGEST_PACKED if packed else LARGEST_TABLE
-    for path, values in ranks.items():
+    for path, values in ranks.values.items():
         size = 4 * more * len(values)
         for group in groups.values():
             if _touches(group, path):
                 size *= len(channel_values(group.channels, target, group.unit))
         if size <= largest:
             found[path] = values
-    return found
+        else:
+            withheld[path] = "with ranks too many decisions would meet in it to be priced"
+    return OfferedRanks(found, withheld)
 
 
 def _decisions(
@@ -348,7 +354,7 @@ def layer_tables(network_space: NetworkSpace, layer: Layer) -> LayerTables:
 
 
 def macs_model(network_space: NetworkSpace) -> CostModel:
-    """Multiply-accumulates of one example, exact: convolutions and linear layers, as papers count them."""
+    """Multiply-accumulates of one example, exact: convolutions, linear layers and the products of attention."""
     factors = []
     constant = 0.0
     for layer in network_space.structure.layers:
@@ -365,7 +371,32 @@ def macs_model(network_space: NetworkSpace) -> CostModel:
             factors.append(Factor(tables.scope, np.asarray(macs, dtype=np.float64)))
         else:
             constant += layer.macs
+    for product in network_space.structure.products:
+        factor = _product_factor(network_space, product)
+        if factor.scope:
+            factors.append(factor)
+        else:
+            constant += product.macs
     return CostModel(constant, tuple(factors))
+
+
+def _product_factor(network_space: NetworkSpace, product: Product) -> Factor:
+    """Multiply-accumulates of a product of attention: in proportion to the heads that its module keeps."""
+    space = network_space.space
+    shares = {
+        f"{root}:channels": group.channels
+        for root, group in network_space.groups.items()
+        if any((m.path, m.axis) == (product.module, "heads") for m in group.attached)
+    }
+    block = network_space.block_of(product.module)
+    if block is not None:
+        shares[f"{block}:block"] = 1
+    scope = sorted((space.position[i], whole) for i, whole in shares.items() if i in space.position)
+    table = np.array(float(product.macs))
+    for position, whole in scope:
+        kept = np.array(space.decisions[position].values, dtype=np.float64)
+        table = table[..., None] * (kept / whole)
+    return Factor(tuple(position for position, _ in scope), table)
 
 
 def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]) -> CostModel:

@@ -13,7 +13,9 @@ from search_spaces.cost_model import CostModel, Factor, Lookahead
 from search_spaces.decision import DecisionKind
 from search_spaces.distortion import distortion_factors
 from search_spaces.errors import BudgetError
+from search_spaces.neighbours import Neighbours
 from search_spaces.policy import Policy
+from search_spaces.policy_indices import PolicyIndices
 from search_spaces.space import SearchSpace
 
 # Upper end of a two-sided 90 % interval in standard deviations.
@@ -22,55 +24,6 @@ UPPER_90 = 1.6449
 UNCERTAIN = ("latency_ms", "energy_mj", "packed_bytes")
 # Changes of cost below this share of a bound are rounding, not a price.
 ROUNDING = 1e-13
-
-
-class _Steps:
-    """What every change of one decision does to several quantities, kept up to date along a walk.
-
-    A change is felt only in the factors its decision is part of, so a step costs a few look-ups where pricing
-    all neighbours of a policy anew would cost one a factor and neighbour.
-
-    Args:
-        models: one a quantity, over the same decisions.
-        sizes: number of values of each decision.
-        here: int64 [decisions], value indices of the policy the walk starts from.
-
-    Attributes:
-        here: value indices of where the walk is.
-        costs: float64 [quantities], of ``here``.
-        changes: float64 [quantities, decisions, values], by which setting one decision to one value changes
-            the costs; 0 past a decision's last value.
-    """
-
-    def __init__(
-        self, models: Sequence[CostModel], sizes: Sequence[int], here: NDArray[np.int64]
-    ) -> None:
-        self._touching: list[list[tuple[int, Factor]]] = [[] for _ in sizes]
-        for quantity, model in enumerate(models):
-            for factor in model.factors:
-                for position in factor.scope:
-                    self._touching[position].append((quantity, factor))
-        self.here = [int(i) for i in here]
-        self.costs = np.array([model.price(here[None])[0] for model in models])
-        self.changes = np.zeros((len(models), len(sizes), max(sizes)))
-        self._sizes = sizes
-        for position in range(len(sizes)):
-            self._look(position)
-
-    def take(self, position: int, value: int) -> None:
-        """Sets one decision to a value index."""
-        self.costs = self.costs + self.changes[:, position, value]
-        self.here[position] = value
-        for near in {position}.union(*(f.scope for _, f in self._touching[position])):
-            self._look(near)
-
-    def _look(self, position: int) -> None:
-        rows = np.zeros((len(self.costs), self._sizes[position]))
-        for quantity, factor in self._touching[position]:
-            where = tuple(slice(None) if i == position else self.here[i] for i in factor.scope)
-            rows[quantity] += factor.table[where]
-        changes = rows - rows[:, self.here[position], None]
-        self.changes[:, position, : self._sizes[position]] = changes
 
 
 class Pricer:
@@ -94,12 +47,17 @@ class Pricer:
         self.space = space
         self.models = dict(models)
         self.limits = dict(limits or {})
+        self._alone: dict[str, Lookahead] = {}
         unknown = sorted(set(self.limits) - set(self.models))
         if unknown:
             raise BudgetError(f"no price is known for {', '.join(unknown)} on this target")
 
     def with_limits(self, limits: Mapping[str, float]) -> Pricer:
-        return Pricer(self.space, self.models, limits)
+        """The same prices under other bounds."""
+        other = Pricer(self.space, self.models, limits)
+        # The cheapest completion under one quantity is the same whatever the bounds are.
+        other._alone = self._alone
+        return other
 
     def corrected(self, quantity: str, factor: float) -> Pricer:
         """The same pricer with one quantity's prices multiplied by measured over predicted."""
@@ -113,7 +71,7 @@ class Pricer:
     def costs(self, policy: Policy) -> dict[str, float]:
         """Predicted quantities, with ``latency_ms_upper``, ``energy_mj_upper`` and ``packed_bytes_upper``, the upper
         ends of 90 % intervals."""
-        indices = self.space.indices(policy)[None]
+        indices = self._indices.indices(policy)[None]
         costs = {q: float(m.price(indices)[0]) for q, m in self.models.items()}
         for quantity in UNCERTAIN:
             if quantity in costs:
@@ -130,7 +88,16 @@ class Pricer:
         return found
 
     def within(self, policy: Policy) -> bool:
-        return not self.violations(self.costs(policy))
+        return self._keeps(self._indices.indices(policy))
+
+    def _keeps(self, here: NDArray[np.int64]) -> bool:
+        """``within`` of value indices int64 [decisions]."""
+        costs = {q: float(self.models[q].price(here[None])[0]) for q in self.limits}
+        return not self.violations(costs)
+
+    @cached_property
+    def _indices(self) -> PolicyIndices:
+        return PolicyIndices(self.space)
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
@@ -138,11 +105,18 @@ class Pricer:
 
     @cached_property
     def _bounds(self) -> NDArray[np.float64]:
-        return np.array([v / self.margin(q) for q, v in self.limits.items()]) * (1 + 1e-9)
+        return np.asarray(self._upper * (1 + 1e-9))
+
+    @cached_property
+    def _upper(self) -> NDArray[np.float64]:
+        """Largest predictions that keep the bounds, without tolerance."""
+        return np.array([v / self.margin(q) for q, v in self.limits.items()])
 
     @cached_property
     def _lookaheads(self) -> list[Lookahead]:
         """One a mixture of the bounded quantities: each alone, every pair, all."""
+        if len(self.limits) == 1:
+            return [self._cheapest_by(next(iter(self.limits)))]
         models = [self.models[q] for q in self.limits]
         scale = 1 / np.maximum(self._bounds, 1e-300)
         n = len(models)
@@ -152,6 +126,11 @@ class Pricer:
         if n > 2:
             mixtures.append(np.full(n, 1 / n))
         return [Lookahead(models, list(mix * scale), self._sizes) for mix in mixtures]
+
+    def _cheapest_by(self, quantity: str) -> Lookahead:
+        if quantity not in self._alone:
+            self._alone[quantity] = Lookahead([self.models[quantity]], [1.0], self._sizes)
+        return self._alone[quantity]
 
     def allowed(self, prefix: Sequence[int]) -> NDArray[np.bool_]:
         """Which values of the next decision can still be completed within every bound.
@@ -197,24 +176,28 @@ class Pricer:
         training). ``enforce`` decides in order and leaves the late layers to pay; this spreads the loss.
         Falls back to ``enforce`` where no single step helps.
         """
-        here = self.space.indices(policy)
-        while not self.within(self.space.from_indices(here)):
-            lower = [i for i in range(len(here)) if here[i] > 0]
-            steps = np.repeat(here[None], len(lower), axis=0)
-            steps[np.arange(len(lower)), lower] -= 1
-            gain = self._excess(here[None])[0] - self._excess(steps) if lower else np.zeros(0)
-            if not lower or gain.max() <= 0:
+        here = self._indices.indices(policy)
+        near = self._neighbours
+        while not self._keeps(here):
+            lower = np.flatnonzero(here)
+            if not len(lower):
                 return self.enforce([int(i) for i in here])
-            lost = np.zeros(len(lower))
+            costs, changes = near.at(here)
+            changes = changes[:, near.first[lower] + here[lower] - 1]
+            before = costs[:-1] / self._upper - 1
+            after = (costs[:-1, None] + changes[:-1]) / self._upper[:, None] - 1
+            gain = np.maximum(0.0, before).sum() - np.maximum(0.0, after).sum(axis=0)
+            if gain.max() <= 0:
+                return self.enforce([int(i) for i in here])
+            lost: NDArray[np.float64] | float = 0.0
             if "macs" in self.models:
-                before = self.models["macs"].price(here[None])[0]
-                spent = self._work.price(here[None])[0] - self._work.price(steps)
-                lost = np.maximum(0.0, spent) / max(before, 1e-9)
+                work = float(self.models["macs"].price(here[None])[0])
+                lost = np.maximum(0.0, -changes[-1]) / max(work, 1e-9)
             # Integer precision costs no MACs; a small price keeps it from being free.
-            chosen = steps[int(np.argmax(gain / (lost + 2e-3)))]
+            here[lower[int(np.argmax(gain / (lost + 2e-3)))]] -= 1
             # In canonical form, or a step might change nothing and hide those behind it.
-            here = self.space.indices(self.space.from_indices(chosen))
-        return self.space.from_indices(here)
+            here = self._indices.canonical(here)
+        return self._indices.policy(here)
 
     def fill(self, policy: Policy) -> Policy:
         """The policy with what it leaves of the bounds used up: the opposite of ``repair``.
@@ -229,19 +212,18 @@ class Pricer:
             A policy within the bounds, no decision of it lower. The policy itself where it is not within them;
             the uncompressed one where there are no bounds.
         """
-        if not self.within(policy):
+        here = self._indices.indices(policy)
+        if not self._keeps(here):
             return policy
-        models = [*(self.models[q] for q in self.limits), self._work]
-        steps = _Steps(models, self._sizes, self.space.indices(policy))
-        values = np.arange(max(self._sizes))
-        exists = values < np.array(self._sizes)[:, None]
+        near = self._neighbours
         bounds = self._bounds * (1 - 5e-10)  # half of the tolerance is for the rounding of the sums
         while True:
-            uses = steps.changes[:-1] / bounds[:, None, None]
+            costs, changes = near.at(here)
+            uses = changes[:-1] / bounds[:, None]
             uses[np.abs(uses) < ROUNDING] = 0.0
-            left = np.maximum(0.0, 1 - steps.costs[:-1] / bounds)[:, None, None]
-            gains = steps.changes[-1]
-            fits = exists & (values > np.array(steps.here)[:, None]) & (uses <= left).all(axis=0)
+            left = np.maximum(0.0, 1 - costs[:-1] / bounds)[:, None]
+            gains = changes[-1]
+            fits = (near.value > here[near.position]) & (uses <= left).all(axis=0)
             price = (uses / np.maximum(left, ROUNDING)).max(axis=0, initial=0.0)
             free = fits & (price <= 0)
             if free.any():
@@ -249,10 +231,15 @@ class Pricer:
             else:
                 possible = fits & (gains > 0)
                 if not possible.any():
-                    return self.space.from_indices(steps.here)
+                    return self._indices.policy(here)
                 worth = np.where(possible, gains / np.where(possible, price, 1.0), -np.inf)
-            position, value = divmod(int(worth.argmax()), len(values))
-            steps.take(position, value)
+            step = int(worth.argmax())
+            here[near.position[step]] = near.value[step]
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        """Of the bounded quantities and, last, of the work."""
+        return Neighbours([*(self.models[q] for q in self.limits), self._work], self._sizes)
 
     @cached_property
     def _work(self) -> CostModel:
@@ -268,17 +255,9 @@ class Pricer:
         ]
         return CostModel(0.0, tuple(factors))
 
-    def _excess(self, indices: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Sum over the bounds of the relative excess, float64 [n]; zero within all."""
-        total = np.zeros(len(indices))
-        for quantity, limit in self.limits.items():
-            value = self.models[quantity].price(indices) * self.margin(quantity)
-            total += np.maximum(0.0, value / limit - 1)
-        return total
-
     def cheapest(self, quantity: str) -> Policy:
         """The policy with the smallest predicted value of one quantity."""
-        look = Lookahead([self.models[quantity]], [1.0], self._sizes)
+        look = self._cheapest_by(quantity)
         prefix: list[int] = []
         for _ in self._sizes:
             prefix.append(int(look.options(prefix)[:, 0].argmin()))

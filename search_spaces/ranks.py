@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,10 +30,25 @@ LEAST_WIDTH = 64
 
 # Layer path to the ranks offered, increasing, the full one last.
 RankValues = Mapping[str, tuple[int, ...]]
-# Decides which ranks are offered, given the network (prepared, norms folded), its structure and an example input.
-RankOffer = Callable[[nn.Module, Structure, Tensor], RankValues]
 
 Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class OfferedRanks:
+    """Which layers a search may factor.
+
+    Attributes:
+        values: ranks by layer path.
+        withheld: layer path to the reason that a layer with a low-rank form is left whole.
+    """
+
+    values: RankValues = field(default_factory=dict)
+    withheld: Mapping[str, str] = field(default_factory=dict)
+
+
+# Decides which ranks are offered, given the network (prepared, norms folded), its structure and an example input.
+RankOffer = Callable[[nn.Module, Structure, Tensor], OfferedRanks]
 
 
 def rank_values(layer: Layer, target: Target) -> tuple[int, ...]:
@@ -103,10 +119,9 @@ def factored_macs(layer: Layer, into: Array, out: Array, inputs: Array, outputs:
     """
     kernel = kernel_positions(layer)
     first, core, last = factor_sizes(kernel, into, out, inputs, outputs)
-    if layer.kind == "linear":
-        before = after = float(np.prod(layer.output_shape[1:-1]))
-    else:
-        before, after = (float(np.prod(s[2:])) for s in (layer.input_shape, layer.output_shape))
+    before = after = layer.macs / layer.weights  # positions of an example
+    if layer.kind != "linear":
+        before *= float(np.prod(layer.input_shape[2:]) / np.prod(layer.output_shape[2:]))
     if kernel == 1:
         before = after  # the stride is the first factor's
     return np.asarray(first * before + (core + last) * after, dtype=np.float64)

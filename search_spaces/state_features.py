@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,16 @@ class Features(Protocol):
 
     def at(self, position: int, prefix: Sequence[int], previous: float) -> list[float]:
         """The state before the decision at ``position``; see ``StateFeatures.at``."""
+
+    def along(
+        self, positions: Sequence[int], indices: Sequence[int], previous: Sequence[float]
+    ) -> NDArray[np.float64]:
+        """States float64 [positions, features] before several decisions of one policy.
+
+        Args:
+            indices: value indices of the whole policy.
+            previous: as ``at`` takes it, one a position.
+        """
 
 
 def scaled_columns(columns: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -63,6 +73,7 @@ class StateFeatures:
             for f in layers
         ]
         self._static = scaled_columns(np.array(shape, dtype=np.float64))
+        self._static_rows = self._static.tolist()
         self._published = published
         self._model = pricer.models[self._quantity(pricer)]
         self._largest = np.array([len(d.values) - 1 for d in space.decisions], dtype=np.int64)
@@ -72,8 +83,10 @@ class StateFeatures:
         self._rest_macs = after / max(macs.sum(), 1.0)
         present = {d.kind for d in space.decisions}
         kinds = (*_KINDS, *(k for k in DecisionKind if k in present and k not in _KINDS))
-        self._extra = [
-            [
+        self._extra: list[list[float]] = [
+            []
+            if published
+            else [
                 *(float(d.kind is kind) for kind in kinds),
                 float(d.block is not None),
                 i / max(len(space) - 1, 1),
@@ -103,8 +116,31 @@ class StateFeatures:
         # value.
         rows[1, position] = self._largest[position]
         now, least = self._model.price(rows)
-        reduced = 1 - now / self._whole
-        rest = self._rest_macs[position] if self._published else (now - least) / self._whole
+        reduced, rest = self._dynamic(now, least, self._rest_macs[position])
         dynamic = [min(max(float(v), 0.0), 1.0) for v in (reduced, rest)]
-        features = [*self._static[position].tolist(), *dynamic, previous]
-        return features if self._published else features + self._extra[position]
+        return [*self._static_rows[position], *dynamic, previous, *self._extra[position]]
+
+    def along(
+        self, positions: Sequence[int], indices: Sequence[int], previous: Sequence[float]
+    ) -> NDArray[np.float64]:
+        """See ``Features.along``."""
+        where = np.array(positions, dtype=np.int64)
+        count = np.arange(len(self._largest))
+        before = count < where[:, None]
+        now = np.where(before, indices, self._largest)
+        least = np.where(before, indices, np.where(count == where[:, None], self._largest, 0))
+        prices = self._model.price(np.concatenate([now, least]))
+        dynamic = self._dynamic(prices[: len(where)], prices[len(where) :], self._rest_macs[where])
+        return np.column_stack(
+            [
+                self._static[where],
+                *(np.clip(share, 0.0, 1.0) for share in dynamic),
+                np.array(previous, dtype=np.float64),
+                np.array(self._extra)[where],
+            ]
+        )
+
+    def _dynamic(self, now: Any, least: Any, rest_macs: Any) -> tuple[Any, Any]:
+        """``reduced`` and ``rest``, of one state or of several."""
+        rest = rest_macs if self._published else (now - least) / self._whole
+        return 1 - now / self._whole, rest

@@ -22,6 +22,9 @@ from service.cli_common import (
 )
 from service.errors import RequestError
 
+# Of --bias-correction and --statistics, as the job says them.
+_SWITCHES = {"auto": None, "on": True, "off": False}
+
 
 def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """The options that make up a job, the same for ``compress``, ``plan`` and ``submit``."""
@@ -42,7 +45,18 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         "--budget", action="append", default=[], metavar="KEY=VALUE",
         help="latency=0.5, energy=0.5, size=0.3, macs=0.5, latency_ms=1.2, ...; repeatable",
     )  # fmt: skip
-    parser.add_argument("--objective", choices=("accuracy", "latency"), default="accuracy")
+    parser.add_argument(
+        "--objective", choices=("accuracy", "latency", "pareto"), default="accuracy",
+        help="best score within the budget; fastest within --max-drop; or the whole front",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cost", action="append", choices=("latency", "energy", "size", "packed_size", "macs"),
+        help="with objective pareto: what the score is held against; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--finalists", type=int, default=3, metavar="N",
+        help="policies to fine-tune, or members of the front to export and measure (default 3)",
+    )  # fmt: skip
     parser.add_argument(
         "--max-drop", type=float, metavar="D", help="for objective latency, e.g. 0.005"
     )
@@ -54,6 +68,28 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
     parser.add_argument(
         "--criterion", default="fisher", metavar="C",
         help="which channels go first: l1, l2, bn_scale, geometric_median, taylor, fisher, random",
+    )  # fmt: skip
+    parser.add_argument(
+        "--calibration", default="minmax", metavar="METHOD",
+        help="how activation ranges are found: minmax, percentile, percentile:P, mse, entropy",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bias-correction", choices=tuple(_SWITCHES), default="auto",
+        help="bring outputs' mean and spread back after quantization; auto: below 8 bits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--equalization", action="store_true", help="even out weight ranges before quantization"
+    )
+    parser.add_argument(
+        "--adaround", action="store_true",
+        help="round the finalists' weights by what their layers' outputs need",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no-refit", action="store_true", help="do not solve pruned layers anew by least squares"
+    )
+    parser.add_argument(
+        "--statistics", choices=tuple(_SWITCHES), default="auto",
+        help="bring batch norms' statistics back after pruning; auto: with fine-tuning",
     )  # fmt: skip
     parser.add_argument("--evaluations", type=int, default=100, metavar="N")
     parser.add_argument("--max-seconds", type=float, metavar="S")
@@ -101,14 +137,23 @@ def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any
         "budget": Budget.parse(args.budget).to_json() if args.budget else {},
         "objective": args.objective,
         "max_drop": args.max_drop,
+        "costs": args.cost,
         "space": {
             "scope": args.scope,
             "exclude": args.exclude,
             "criterion": args.criterion,
         },
+        "recipe": {
+            "refit": not args.no_refit,
+            "statistics": _SWITCHES[args.statistics],
+            "calibration": args.calibration,
+            "bias_correction": _SWITCHES[args.bias_correction],
+            "equalization": args.equalization,
+            "adaround": args.adaround,
+        },
         "agent": {"name": args.agent, "evaluations": args.evaluations, "seed": args.seed},
         "max_seconds": args.max_seconds,
-        "finetune": {"epochs": args.finetune_epochs},
+        "finetune": {"epochs": args.finetune_epochs, "finalists": args.finalists},
     }
 
 
@@ -127,20 +172,16 @@ def checked_spec(document: dict[str, Any], data_dir: Path) -> Any:
 
     from latency_tables import Catalog
     from service.energy_bound import require_energy
-    from service.job_spec import AGENTS, JobSpec
-    from service.source_name import suggest
+    from service.job_spec import JobSpec
+    from service.plugins import ALL, installed, require_agent
 
     try:
         spec = JobSpec.model_validate(document)
     except ValidationError as error:
         raise RequestError(first_problem(error)) from error
-    if spec.agent.name not in AGENTS:
-        raise RequestError(
-            f"unknown agent {spec.agent.name!r}{suggest(spec.agent.name, AGENTS)}; "
-            f"known: {', '.join(AGENTS)}"
-        )
+    require_agent(spec, installed((ALL,)))
     catalog = Catalog.of(data_dir)
-    require_energy(catalog.target(spec.target), spec.budget, catalog)
+    require_energy(catalog.target(spec.target), spec.priced, catalog)
     return spec
 
 

@@ -31,6 +31,10 @@ def add_commands(commands: Any) -> None:
         "--code-path", action="append", type=folder, metavar="DIR",
         help="folder with the modules of python: sources; repeatable",
     )  # fmt: skip
+    serve.add_argument(
+        "--allow-plugin", action="append", metavar="NAME",
+        help="installed plug-in that jobs may use, * for all; repeatable",
+    )  # fmt: skip
     serve.add_argument("--evaluators", type=int, metavar="N", help="policies scored side by side")
     serve.add_argument(
         "--ray-address", metavar="URL", help="default embedded; or http://HOST:8265 of a cluster"
@@ -50,6 +54,7 @@ def run_serve(args: argparse.Namespace) -> int:
         database_url=args.database_url,
         allow_sources=args.allow,
         code_paths=args.code_path,
+        allow_plugins=args.allow_plugin,
         evaluators=args.evaluators,
         ray_address=args.ray_address,
         ray_dashboard_port=args.ray_dashboard_port,

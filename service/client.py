@@ -120,6 +120,10 @@ class Client:
     def best(self, job: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{quote(job, safe='')}/policies/best")
 
+    def hypervolume(self, job: str) -> dict[str, Any]:
+        """What the job's front dominates over its evaluations."""
+        return self._json("GET", f"/v1/jobs/{quote(job, safe='')}/hypervolume")
+
     # Progress
 
     def events(self, job: str, after: int = 0) -> Iterator[Event]:

@@ -6,6 +6,7 @@ The database-backed context (a Ray driver under a lease) and the local one (``tr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +54,10 @@ class JobContext(Protocol):
     def sources(self) -> Sources: ...
 
     @property
+    def plugins(self) -> tuple[str, ...]:
+        """Plug-ins that may be loaded, see ``service.plugins``."""
+
+    @property
     def weights_path(self) -> Path | None:
         """The safetensors file of ``model.weights``."""
 
@@ -68,11 +73,17 @@ class JobContext(Protocol):
     def check(self) -> None:
         """Raises Cancelled or LeaseLost when the job must stop. Called between steps."""
 
+    def worked(self) -> float:
+        """Seconds that earlier attempts at the job worked, the time between attempts apart."""
+
     def recorded(self) -> list[TrialRecord]:
         """Trials of earlier attempts, in the order they were told."""
 
-    def record(self, trial: TrialRecord) -> None:
-        """Stores a trial exactly once under the lease. Raises LeaseLost."""
+    def record(self, trials: Sequence[TrialRecord]) -> None:
+        """Stores trials exactly once under the lease, in their order. Raises LeaseLost.
+
+        A search calls it from a thread beside its own, in which it then stores nothing else.
+        """
 
     def pin(self, key: str, value: dict[str, Any]) -> dict[str, Any]:
         """Stores ``value`` for the job unless an earlier attempt did; returns what is stored."""

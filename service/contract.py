@@ -161,7 +161,7 @@ class StoreContract:
         self, store: Store
     ) -> None:
         lease = self.started(store)
-        store.record_trial(lease, trial(0))
+        store.record_trials(lease, [trial(0)])
         store.pin(lease, "table", {"digest": "x"})
         store.put_artifacts(
             lease, [Artifact(job=lease.job, name="a", path="p", size=1, sha256="s")]
@@ -252,7 +252,7 @@ class StoreContract:
         counts = []
         for round_ in range(4):
             if round_ == 2:
-                store.record_trial(lease, trial(0))
+                store.record_trials(lease, [trial(0)])
             clock.time += _SECONDS
             counts.append(store.bury(lease.job, lease.attempt))
             attempt = store.start_attempt(lease.job, _SECONDS)
@@ -265,7 +265,36 @@ class StoreContract:
         assert [job.id for job in store.expired()] == [lease.job]
         assert store.bury(lease.job, lease.attempt) == 0
         with pytest.raises(LeaseLost):
-            store.record_trial(lease, trial(0))
+            store.record_trials(lease, [trial(0)])
+
+    def test_working_time_adds_up_over_attempts_to_their_last_sign_of_life(
+        self, store: Store, clock: Clock
+    ) -> None:
+        lease = self.started(store)
+        assert store.worked(lease.job, 1) == 0
+        clock.time += 20
+        store.renew(lease, _SECONDS)
+        clock.time += _SECONDS  # dead, and nobody noticed yet
+        store.bury(lease.job, 1)
+        # A reservation that no driver claimed worked for no time.
+        store.start_attempt(lease.job, _SECONDS)
+        clock.time += _SECONDS
+        store.bury(lease.job, 2)
+        third = store.claim(lease.job, store.start_attempt(lease.job, _SECONDS), "c", _SECONDS)
+        assert store.worked(lease.job, third.attempt) == 20
+        clock.time += 7
+        store.renew(third, _SECONDS)
+        assert store.worked(lease.job, 3) == 20 and store.worked(lease.job, 4) == 27
+
+    def test_the_server_lists_what_it_left_in_place_of_a_driver(
+        self, store: Store, clock: Clock
+    ) -> None:
+        lease = self.started(store)
+        clock.time += _SECONDS
+        store.bury(lease.job, lease.attempt)
+        left = [Artifact(job=lease.job, name="report.json", path="p", size=1, sha256="s")]
+        store.finish_buried(lease.job, lease.attempt, JobState.CANCELLED, artifacts=left)
+        assert [item.name for item in store.artifacts(lease.job)] == ["report.json"]
 
     def test_cancelling_reaches_the_driver_with_its_renewal(self, store: Store) -> None:
         lease = self.started(store)
@@ -291,7 +320,7 @@ class StoreContract:
         records = [trial(0, told=1), trial(1, told=0), trial(2)]
         records[2] = replace(records[2], evaluation=None, failure={"reason": "x"}, cached=True)
         for record in records:
-            store.record_trial(lease, record)
+            store.record_trials(lease, [record])
         assert store.trials(lease.job) == ([records[1], records[0], records[2]], None)
         page, cursor = store.trials(lease.job, limit=2)
         assert page == [records[1], records[0]]
@@ -300,35 +329,60 @@ class StoreContract:
     def test_a_policy_keeps_its_order(self, store: Store) -> None:
         lease = self.started(store)
         names = ["zeta", "alpha", "mid"]
-        store.record_trial(lease, trial(0, policy=dict.fromkeys(names, 1)))
+        store.record_trials(lease, [trial(0, policy=dict.fromkeys(names, 1))])
         assert list(store.trials(lease.job)[0][0].policy) == names
 
     def test_a_trial_is_recorded_exactly_once(self, store: Store) -> None:
         lease = self.started(store)
-        results = race(*[lambda: store.record_trial(lease, trial(0))] * 4)
+        results = race(*[lambda: store.record_trials(lease, [trial(0)])] * 4)
         assert results == [None] * 4
         assert store.get(lease.job).trials == 1
         assert sum(event.kind == "trial" for event in store.events(lease.job)) == 1
 
+    def test_several_trials_are_recorded_in_their_order_or_not_at_all(self, store: Store) -> None:
+        lease = self.started(store)
+        first = [trial(2, told=0), trial(0, told=1, score=0.9), trial(1, told=2)]
+        store.record_trials(lease, first)
+        # Some are known, and one comes twice.
+        more = [trial(3), first[1], trial(4), trial(3)]
+        store.record_trials(lease, more)
+        store.record_trials(lease, more)
+        assert store.trials(lease.job)[0] == [*first, trial(3), trial(4)]
+        job = store.get(lease.job)
+        assert job.trials == store.attempts(lease.job)[0].trials == 5
+        assert job.best is not None and job.best["number"] == 0
+        events = [event.data for event in store.events(lease.job) if event.kind == "trial"]
+        assert [event["number"] for event in events] == [2, 0, 1, 3, 4]
+        assert [event["trials"] for event in events] == [1, 2, 3, 4, 5]
+        assert [event["best"] for event in events] == [0.5, 0.9, 0.9, 0.9, 0.9]
+        ids = [event.id for event in store.events(lease.job)]
+        assert ids == list(range(1, len(ids) + 1))
+        for wrong in (trial(6, told=2), trial(0, told=6), trial(5, told=9)):
+            with pytest.raises(ConflictError):
+                store.record_trials(lease, [trial(5), wrong])
+        with pytest.raises(ConflictError):
+            store.record_trials(lease, [trial(5), trial(6, told=5)])
+        assert store.get(lease.job).trials == 5 and len(store.trials(lease.job)[0]) == 5
+
     def test_another_trial_with_its_number_or_place_is_refused(self, store: Store) -> None:
         lease = self.started(store)
-        store.record_trial(lease, trial(0))
+        store.record_trials(lease, [trial(0)])
         with pytest.raises(ConflictError):
-            store.record_trial(lease, trial(0, score=0.9))
+            store.record_trials(lease, [trial(0, score=0.9)])
         with pytest.raises(ConflictError):
-            store.record_trial(lease, trial(1, told=0))
+            store.record_trials(lease, [trial(1, told=0)])
         assert store.trials(lease.job)[0] == [trial(0)]
 
     def test_a_fenced_driver_writes_nothing(self, store: Store, clock: Clock) -> None:
         old = self.started(store)
-        store.record_trial(old, trial(0))
+        store.record_trials(old, [trial(0)])
         clock.time += _SECONDS
         store.bury(old.job, old.attempt)
         new = store.claim(old.job, store.start_attempt(old.job, _SECONDS), "other", _SECONDS)
         before = len(store.events(old.job))
         writes: list[Callable[[], Any]] = [
-            lambda: store.record_trial(old, trial(1)),
-            lambda: store.record_trial(old, trial(0)),
+            lambda: store.record_trials(old, [trial(1)]),
+            lambda: store.record_trials(old, [trial(0)]),
             lambda: store.pin(old, "key", {}),
             lambda: store.stage(old, "search", "", 0, 0),
             lambda: store.warn(old, "still here"),
@@ -339,14 +393,14 @@ class StoreContract:
             with pytest.raises(LeaseLost):
                 write()
         assert len(store.events(old.job)) == before
-        store.record_trial(new, trial(1))
+        store.record_trials(new, [trial(1)])
         assert store.get(old.job).trials == 2
 
     def test_an_ended_job_takes_no_trials(self, store: Store) -> None:
         lease = self.started(store)
         store.finish(lease, JobState.FAILED, reason={"detail": "no"})
         with pytest.raises(LeaseLost):
-            store.record_trial(lease, trial(0))
+            store.record_trials(lease, [trial(0)])
         job = store.get(lease.job)
         assert job.state == "failed" and job.reason == {"detail": "no"}
 
@@ -357,15 +411,17 @@ class StoreContract:
         store.bury(old.job, old.attempt)
         new = store.claim(old.job, store.start_attempt(old.job, _SECONDS), "other", _SECONDS)
         assert store.pin(new, "table", {"rows": [3]}) == {"rows": [1, 2]}
+        assert store.pinned(new.job, "table") == {"rows": [1, 2]}
+        assert store.pinned(new.job, "other") is None
 
     def test_the_best_feasible_trial_is_remembered(self, store: Store) -> None:
         lease = self.started(store)
-        store.record_trial(lease, trial(0, score=0.6))
-        store.record_trial(lease, trial(1, score=0.5))
+        store.record_trials(lease, [trial(0, score=0.6)])
+        store.record_trials(lease, [trial(1, score=0.5)])
         broken = trial(2, score=0.9)
         assert broken.evaluation is not None
         violated = broken.evaluation | {"violations": {"latency_ms": 0.1}}
-        store.record_trial(lease, replace(broken, evaluation=violated))
+        store.record_trials(lease, [replace(broken, evaluation=violated)])
         best = store.get(lease.job).best
         assert best is not None and best["number"] == 0 and best["score"] == 0.6
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,10 @@ class DbContext:
         return self._sources
 
     @property
+    def plugins(self) -> tuple[str, ...]:
+        return self._settings.allow_plugins
+
+    @property
     def weights_path(self) -> Path | None:
         weights = self._job.spec["model"].get("weights")
         if weights is None:
@@ -105,11 +110,14 @@ class DbContext:
         if self._heartbeat.cancelling:
             raise Cancelled("the job was cancelled")
 
+    def worked(self) -> float:
+        return self._store.worked(self._lease.job, self._lease.attempt)
+
     def recorded(self) -> list[TrialRecord]:
         return self._store.trials(self._lease.job)[0]
 
-    def record(self, trial: TrialRecord) -> None:
-        self._store.record_trial(self._lease, trial)
+    def record(self, trials: Sequence[TrialRecord]) -> None:
+        self._store.record_trials(self._lease, trials)
 
     def pin(self, key: str, value: dict[str, Any]) -> dict[str, Any]:
         return self._store.pin(self._lease, key, value)

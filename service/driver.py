@@ -27,6 +27,7 @@ from service.settings import Settings
 from service.store import Lease, Store
 from service.tables import Artifact
 from service.transitions import JobState
+from service.unfinished import keep_unfinished
 
 Pipeline = Callable[[JobSpec, JobContext], dict[str, Any]]
 _log = logging.getLogger(__name__)
@@ -85,11 +86,30 @@ def _run(settings: Settings, store: Store, lease: Lease, heartbeat: Heartbeat) -
     except LeaseLost:
         raise
     except Cancelled:
+        _keep_found(store, blobs, lease, JobState.CANCELLED)
         return _end(store, lease, JobState.CANCELLED)
     except Exception as error:
         _log.exception("job %s failed", row.id)
-        return _end(store, lease, JobState.FAILED, reason=problem_of(error))
+        reason = problem_of(error)
+        _keep_found(store, blobs, lease, JobState.FAILED, reason)
+        return _end(store, lease, JobState.FAILED, reason=reason)
     return _end(store, lease, JobState.SUCCEEDED, report=report)
+
+
+def _keep_found(
+    store: Store,
+    blobs: Blobs,
+    lease: Lease,
+    state: JobState,
+    reason: Mapping[str, Any] | None = None,
+) -> None:
+    """Leaves what the search had found. Whatever goes wrong here, the job ends as it was going to."""
+    try:
+        store.put_artifacts(lease, keep_unfinished(store, blobs, lease.job, state, reason))
+    except LeaseLost:
+        raise
+    except Exception:
+        _log.exception("what job %s had found could not be stored", lease.job)
 
 
 def _end(

@@ -16,6 +16,19 @@ JOB_EXAMPLES: dict[str, Example] = {
             "agent": {"name": "auto", "evaluations": 60, "seed": 0},
         },
     },
+    "pareto": {
+        "summary": "Five networks of the front of accuracy, latency and size, none slower than 0.8",
+        "value": {
+            "name": "digits, the front",
+            "model": {"source": "python:service.demo_networks:digits_cnn"},
+            "data": {"source": "digits"},
+            "budget": {"latency": 0.8},
+            "objective": "pareto",
+            "costs": ["latency", "size"],
+            "agent": {"name": "auto", "evaluations": 100},
+            "finetune": {"finalists": 5},
+        },
+    },
     "latency": {
         "summary": "The fastest network within half a point of accuracy",
         "value": {

@@ -48,7 +48,9 @@ def finetuned(
     train = TrainFinalist(setup, finalists, dataset, recipe, builder)
     # A later attempt may pick other finalists; each set has checkpoints of its own.
     root = workdir / ".finetune" / "-".join(f.policy.digest for f in finalists)
-    tuned = tuner.run(train, range(len(finalists)), spec.finetune.epochs, root)
+    # Members of a front cost differently: none is hopeless because a dearer one scores better.
+    stop_early = spec.objective != "pareto"
+    tuned = tuner.run(train, range(len(finalists)), spec.finetune.epochs, root, stop_early)
     scorer = setup.scorer()
     results = []
     notes = []

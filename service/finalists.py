@@ -11,9 +11,11 @@ from compressors.exporter import export_onnx, save_onnx
 from latency_tables import TableStore
 from search_spaces import Evaluation, Policy, Pricer
 from search_spaces.budget import PACKED
+from search_spaces.front import FrontAxes
 from search_spaces.pricing import UNCERTAIN
 from service.file_check import FileCosts, check_for
 from service.finalist_kernels import FinalistKernels
+from service.front_job import front_first
 from service.job_setup import JobSetup
 from service.packed_prices import packed_size
 from service.prices import Prices
@@ -62,6 +64,15 @@ class Finalist:
         return not self.violations
 
 
+def evaluated(trials: list[Trial], pricer: Pricer) -> dict[Policy, Evaluation]:
+    """Distinct policies within the bounds as the pricer knows them now."""
+    seen: dict[Policy, Evaluation] = {}
+    for trial in trials:
+        if isinstance(trial.outcome, Evaluation) and pricer.within(trial.policy):
+            seen.setdefault(trial.policy, trial.outcome)
+    return seen
+
+
 def best_first(
     trials: list[Trial], pricer: Pricer, objective: str, max_drop: float | None
 ) -> list[tuple[Policy, Evaluation]]:
@@ -70,10 +81,7 @@ def best_first(
     For ``accuracy`` by search score. For ``latency``: those whose estimated drop keeps ``max_drop`` by latency,
     then the others by drop.
     """
-    seen: dict[Policy, Evaluation] = {}
-    for trial in trials:
-        if isinstance(trial.outcome, Evaluation) and pricer.within(trial.policy):
-            seen.setdefault(trial.policy, trial.outcome)
+    seen = evaluated(trials, pricer)
     if objective == "accuracy":
         return sorted(seen.items(), key=lambda item: -item[1].score)
 
@@ -98,6 +106,7 @@ class FinalistPicker:
         workdir: exported files go into its hidden folder.
         check, stage: as everywhere.
         store: tables that get the kernels timed for finalists.
+        axes: of the front that finalists are to stand for; None where one policy is wanted.
     """
 
     def __init__(
@@ -109,8 +118,10 @@ class FinalistPicker:
         check: Callable[[], None],
         stage: Stage,
         store: TableStore,
+        axes: FrontAxes | None = None,
     ) -> None:
         self._setup = setup
+        self._axes = axes
         self._prices = prices
         self.kernels = FinalistKernels(setup.target, store, stage, check)
         self.pricer = prices.pricer.with_limits(limits)
@@ -128,18 +139,13 @@ class FinalistPicker:
         Where fewer do after ``MOST_CORRECTIONS`` corrections, those that do; where none does, the one that comes
         nearest.
         """
-        spec = self._setup.spec
         accepted: list[Finalist] = []
         refused: list[Finalist] = []
         tried: set[Policy] = set()
         while len(accepted) < count:
             self._check()
             candidate = next(
-                (
-                    c
-                    for c in best_first(trials, self.pricer, spec.objective, spec.max_drop)
-                    if c[0] not in tried
-                ),
+                (c for c in self._wanted(trials, self.pricer, len(tried) + 1) if c[0] not in tried),
                 None,
             )
             if candidate is None and accepted:
@@ -162,6 +168,15 @@ class FinalistPicker:
             return [self._grown(finalist) for finalist in accepted]
         return sorted(refused, key=lambda f: max(f.violations.values()))[:1]
 
+    def _wanted(
+        self, trials: list[Trial], pricer: Pricer, count: int
+    ) -> list[tuple[Policy, Evaluation]]:
+        """At least ``count`` policies within the bounds, where there are as many, the most wanted first."""
+        if self._axes is not None:
+            return front_first(evaluated(trials, pricer), pricer, self._axes, count)
+        spec = self._setup.spec
+        return best_first(trials, pricer, spec.objective, spec.max_drop)
+
     def measure(self, policy: Policy, evaluation: Evaluation | None = None) -> Finalist:
         """Compresses, exports and times (or prices) one policy."""
         compressed = self._scorer.compress(policy)
@@ -173,7 +188,7 @@ class FinalistPicker:
         save_onnx(export_onnx(compressed.network, compressed.plan, self._setup.target.batch), file)
         self._settle(file)
         costs = self._file_check(file)
-        if PACKED in self.pricer.limits:
+        if PACKED in self.pricer.models:
             costs = costs.with_quantity(PACKED, packed_size(compressed))
         macs = self.pricer.costs(policy)["macs"]
         violations = costs.violations(self.pricer.limits, macs)
@@ -259,11 +274,10 @@ class FinalistPicker:
         A correction can exclude everything the search had converged to; what is left may be far worse than
         a slightly smaller version of the best.
         """
-        spec = self._setup.spec
         free = self.pricer.with_limits({})
         known = {t.policy for t in trials}
         made: list[Trial] = []
-        for policy, _ in best_first(trials, free, spec.objective, spec.max_drop)[:REPAIRED]:
+        for policy, _ in self._wanted(trials, free, REPAIRED)[:REPAIRED]:
             repaired = self.pricer.repair(policy)
             if repaired not in known and self.pricer.within(repaired):
                 self._check()

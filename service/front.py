@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
+from search_spaces.dominance import nondominated
+from search_spaces.front import FrontAxes
 from service.context import TrialRecord
 
 
@@ -25,8 +29,8 @@ def summary(trial: TrialRecord) -> dict[str, Any] | None:
 def better(
     spec: Mapping[str, Any], one: Mapping[str, Any], other: Mapping[str, Any] | None
 ) -> bool:
-    """True when ``one`` beats ``other`` for a job's spec: a higher score; for objective latency a
-    shorter time among those whose estimated drop keeps ``max_drop``, then a smaller drop.
+    """True when ``one`` beats ``other`` for a job's spec: a higher score (of a front that is its one end); for
+    objective latency a shorter time among those whose estimated drop keeps ``max_drop``, then a smaller drop.
     """
     if other is None:
         return True
@@ -43,9 +47,32 @@ def better(
     return bool(one["score"] > other["score"])
 
 
-def pareto(trials: Iterable[TrialRecord]) -> list[dict[str, Any]]:
-    """Feasible trials that no other beats in both score and predicted latency, fastest first."""
+def best_of(spec: Mapping[str, Any], trials: Iterable[TrialRecord]) -> dict[str, Any] | None:
+    """The best trial within the budget, with its policy; None where there is none."""
+    best: dict[str, Any] | None = None
+    for trial in trials:
+        found = summary(trial)
+        if found is not None and better(spec, found, best):
+            best = {**found, "policy": trial.policy}
+    return best
+
+
+def pareto(trials: Iterable[TrialRecord], axes: FrontAxes | None = None) -> list[dict[str, Any]]:
+    """Feasible trials that no other beats in score and costs, each policy's first trial, the first cost ascending.
+
+    Args:
+        axes: costs of the front; predicted latency alone where left out.
+    """
     candidates = [(found, trial) for trial in trials if (found := summary(trial)) is not None]
+    if axes is not None:
+        fresh = [pair for pair in candidates if not pair[1].cached]
+        if not fresh:
+            return []
+        losses = np.array([axes.losses(found["score"], found["costs"]) for found, _ in fresh])
+        best = [pair for pair, on_front in zip(fresh, nondominated(losses)) if on_front]
+        first = axes.quantities[0]
+        best.sort(key=lambda pair: (pair[0]["costs"][first], pair[0]["number"]))
+        return [{**found, "policy": trial.policy} for found, trial in best]
     candidates.sort(key=lambda item: (_latency(item[0]), -item[0]["score"], item[0]["number"]))
     front: list[dict[str, Any]] = []
     for found, trial in candidates:

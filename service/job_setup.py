@@ -150,7 +150,7 @@ def load_job(
     """
     catalog = Catalog.of(data_dir)
     target = catalog.target(spec.target)
-    require_energy(target, spec.budget, catalog)
+    require_energy(target, spec.priced, catalog)
     stage("load", "data")
     data = sources.data(spec.data.source)
     pool = data.train if data.validation is None else data.validation
@@ -170,7 +170,7 @@ def load_job(
     offer = RankOffers.of(spec, target, data_dir) if ranks is None else ranks(target)
     network = load_network(
         spec.model.source, sources, weights, shape, target, spec.space.scope, spec.space.exclude,
-        offer, bounds_packed(spec.budget),
+        offer, bounds_packed(spec.priced),
     )  # fmt: skip
     _check_classes(network.network_space.structure.graph.output_shape, data, search)
     _length(data.test, "test")
@@ -179,10 +179,23 @@ def load_job(
         network.prepared,
         calibration.inputs,
         list(network.network_space.groups.values()),
-        CompressionRecipe(criterion=spec.space.criterion),
+        recipe_of(spec).searched,
         target.reduce_range,
     )
     return JobSetup(spec, target, network, data, splits, calibration, search, compressor)
+
+
+def recipe_of(spec: JobSpec) -> CompressionRecipe:
+    """What a job asks for.
+
+    Jobs that fine-tune bring the norms' statistics back: among 48 policies of ResNet-20 of one latency the search score
+    then ranks like the accuracy after fine-tuning at 0.89, after the refit alone at 0.79. Without fine-tuning the
+    policies that hardly change the network lose by it.
+    """
+    asked = spec.recipe.model_dump()
+    if asked["statistics"] is None:
+        asked["statistics"] = spec.finetune.epochs > 0
+    return CompressionRecipe(criterion=spec.space.criterion, **asked)
 
 
 def _calibration_images(pool: Any, splits: Splits) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from service.context import TrialRecord
 from service.errors import ConflictError
+from service.recorder import unrecorded
 
 JOURNAL_VERSION = 1
 _TRIAL_FIELDS = frozenset(field.name for field in fields(TrialRecord))
@@ -25,12 +28,17 @@ class Journal:
         path: the file; made when it is not there.
         key: of this job.
 
+    Attributes:
+        earlier_seconds: for which processes worked on the job before this one, each to the last line it wrote.
+
     Raises:
         ConflictError: the file belongs to another job that is not finished, or is no journal.
     """
 
     def __init__(self, path: Path, key: str) -> None:
         self.path = path
+        self.earlier_seconds = 0.0
+        self._begun = time.monotonic()
         self.trials: list[TrialRecord] = []
         self.pins: dict[str, dict[str, Any]] = {}
         self._finished = False
@@ -40,19 +48,18 @@ class Journal:
         if self._file.tell() == 0:
             self._append({"journal": JOURNAL_VERSION, "key": key})
 
-    def record(self, trial: TrialRecord) -> None:
-        """Stores a trial once; the very same trial again changes nothing.
+    def record(self, trials: Sequence[TrialRecord]) -> None:
+        """Stores trials once; the very same trial again changes nothing.
 
         Raises:
-            ConflictError: another trial has its number or its place in the order of telling.
+            ConflictError: another trial has the number of one of them or its place in the order of telling.
         """
-        for other in self.trials:
-            if trial == other:
-                return
-            if trial.number == other.number or trial.told == other.told:
-                raise ConflictError(f"trial {trial.number} is recorded differently already")
-        self._append({"trial": asdict(trial)})
-        self.trials.append(trial)
+        fresh = unrecorded(
+            trials, {known.number: known for known in self.trials}, {t.told for t in self.trials}
+        )
+        if fresh:
+            self._append(*({"trial": asdict(trial)} for trial in fresh))
+            self.trials.extend(fresh)
 
     def pin(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """Stores ``value`` unless there is one; returns what is stored."""
@@ -70,12 +77,16 @@ class Journal:
     def close(self) -> None:
         """Ends writing. A journal without a trial is removed: a job that failed at its start, on bad
         input say, must not keep its folder from the corrected command."""
+        if self.trials and not self._finished:
+            self._append({"interrupted": True})
         self._file.close()
         if not self.trials and not self._finished:
             self.path.unlink(missing_ok=True)
 
-    def _append(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+    def _append(self, *lines: dict[str, Any]) -> None:
+        worked = self.earlier_seconds + time.monotonic() - self._begun
+        for line in lines:
+            self._file.write(json.dumps(line | {"worked": worked}, separators=(",", ":")) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -101,6 +112,8 @@ class Journal:
             self.path.unlink()
             return
         for line in lines[1:]:
+            # Journals of an earlier version do not tell.
+            self.earlier_seconds = line.get("worked", self.earlier_seconds)
             if "trial" in line:
                 given = {k: v for k, v in line["trial"].items() if k in _TRIAL_FIELDS}
                 self.trials.append(TrialRecord(**given))

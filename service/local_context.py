@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from service.context import TrialRecord
 from service.errors import Cancelled, ConflictError
 from service.job_spec import JobSpec
 from service.journal import Journal
+from service.plugins import ALL, brought_by
 from service.progress import StageProgress
 from service.sources import Sources
 
@@ -112,6 +114,10 @@ class LocalContext:
         return self._sources
 
     @property
+    def plugins(self) -> tuple[str, ...]:
+        return (ALL,)
+
+    @property
     def weights_path(self) -> Path | None:
         return self._weights_path
 
@@ -138,11 +144,14 @@ class LocalContext:
         if self._cancelled:
             raise Cancelled("interrupted")
 
+    def worked(self) -> float:
+        return self._journal.earlier_seconds
+
     def recorded(self) -> list[TrialRecord]:
         return sorted(self._journal.trials, key=lambda trial: trial.told)
 
-    def record(self, trial: TrialRecord) -> None:
-        self._journal.record(trial)
+    def record(self, trials: Sequence[TrialRecord]) -> None:
+        self._journal.record(trials)
 
     def pin(self, key: str, value: dict[str, Any]) -> dict[str, Any]:
         return self._journal.pin(key, value)
@@ -164,6 +173,8 @@ def job_key(spec: JobSpec, weights_path: Path | None) -> str:
         "spec": spec.model_dump(mode="json", exclude={"name": True, "model": {"weights"}}),
         "weights": None if weights_path is None else digest.hexdigest(),
         "versions": {name: _version(name) for name in _VERSIONED},
+        # Not among the versions: journals of jobs without a plug-in keep their key.
+        **brought_by(spec.agent.name),
         "instructions": list(HostFingerprint.here().flags),
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))

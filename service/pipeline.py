@@ -6,13 +6,14 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.fronts import make_front_agent
 from agents.objective import Objective
-from agents.registry import make_agent
 from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
 from compressors.loading import PLAN_FILE
@@ -24,20 +25,26 @@ from latency_tables.errors import TrimtabError
 from latency_tables.table_target import runner
 from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
 from search_spaces.budget import PACKED
+from search_spaces.front import FrontAxes
 from service.context import JobContext, TrialRecord
 from service.file_results import measure_files
+from service.finalist_rounding import FinalistRounding, recipe_json
 from service.finalist_training import finetuned
 from service.finalists import Finalist, FinalistPicker
+from service.front_files import Member, export_member, front_json
+from service.front_job import FrontProgress, axes_of
+from service.job_files import write_json, write_trials
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.packed_prices import baseline_size, packed_size
+from service.plugins import builder
 from service.price_setup import learn_prices
 from service.prices import Prices
 from service.provenance import prediction_notes
-from service.rank_offers import RankOffers
+from service.rank_offers import RankOffers, rank_notes
 from service.references import references_of
 from service.report_page import render
-from service.reporting import build_report, write_json, write_trials
+from service.reporting import build_report
 from service.search_loop import SearchLoop, Trial
 from service.staircases import staircases
 
@@ -56,12 +63,13 @@ def limits_of(spec: JobSpec, prices: Prices) -> dict[str, float]:
     """Absolute bounds of the job.
 
     Raises:
-        BudgetError: the uncompressed network meets all of them already.
+        BudgetError: the uncompressed network meets all of them already, and the job wants no front.
     """
     if not spec.budget:
         return {}
     limits = Budget.of(spec.budget).limits(prices.uncompressed)
-    if all(prices.uncompressed[quantity] <= limit for quantity, limit in limits.items()):
+    met = all(prices.uncompressed[quantity] <= limit for quantity, limit in limits.items())
+    if met and spec.objective != "pareto":
         have = ", ".join(
             f"{q} {prices.uncompressed[q]:.6g} (bound {v:.6g})" for q, v in limits.items()
         )
@@ -80,7 +88,8 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     Raises:
         TrimtabError: the job's reason; ``Cancelled`` and ``LeaseLost`` end it from outside.
     """
-    begun = time.monotonic()
+    # As if all attempts at the job had been one.
+    begun = time.monotonic() - context.worked()
     deadline = None if spec.max_seconds is None else begun + spec.max_seconds
     setup = load_job(
         spec,
@@ -112,13 +121,15 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         context.stage,
         context.check,
         spec.space.exclude,
-        spec.budget,
+        spec.priced,
         context.pin,
     )
     limits = limits_of(spec, prices)
     pricer = prices.pricer.with_limits(limits)
     pricer.require_reachable()
-    trials, records = _search(spec, setup, pricer, context, hidden, deadline)
+    axes = axes_of(spec, pricer, context.pin)
+    progress = FrontProgress(axes, context.stage)
+    trials, records = _search(spec, setup, pricer, context, hidden, deadline, axes, progress)
     if not any(isinstance(t.outcome, Evaluation) for t in trials):
         reasons = sorted(
             {t.outcome.reason for t in trials if not isinstance(t.outcome, Evaluation)}
@@ -127,11 +138,22 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
             f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}"
         )
     store = TableStore(context.data_dir / "tables")
-    picker = FinalistPicker(setup, prices, limits, hidden, context.check, context.stage, store)
-    finalists = picker.pick(trials, spec.finetune.finalists if spec.finetune.epochs else 1)
-    policy, compressed, evaluation, notes = _finish(
-        spec, setup, finalists, context, hidden, limits.get(PACKED, math.inf)
-    )
+    whole_front = spec.objective == "pareto"
+    picker = FinalistPicker(
+        setup, prices, limits, hidden, context.check, context.stage, store,
+        axes if whole_front else None,
+    )  # fmt: skip
+    several = whole_front or spec.finetune.epochs
+    finalists = picker.pick(trials, spec.finetune.finalists if several else 1)
+    rounding = FinalistRounding(setup) if spec.recipe.adaround else None
+    if rounding is not None:
+        context.stage("finalists", "rounding adaptively", 0, 0)
+        finalists = [rounding.better(finalist, picker.pricer) for finalist in finalists]
+    members, notes = _finish(spec, setup, finalists, context, hidden, limits.get(PACKED, math.inf))
+    winner = members[0]
+    rounded = rounding is not None and winner.policy.digest in rounding.kept
+    if rounding is not None:
+        notes += rounding.notes
     notes += picker.kernels.notes
     if picker.kernels.timed:
         notes.append(
@@ -148,15 +170,24 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
             f"{'timed' if setup.target.can_measure else 'priced'} anew each time"
         )
     report = _report(
-        setup, prices, limits, trials, policy, compressed, context, hidden, picker.pricer,
+        setup, prices, limits, trials, members, context, hidden, picker.pricer, axes,
         {
-            "search_score": {"winner": evaluation.score, "interval": list(evaluation.interval)},
+            "search_score": {
+                "winner": winner.evaluation.score, "interval": list(winner.evaluation.interval)
+            },
+            "recipe": recipe_json(setup, winner.compressed.plan, rounded),
+            "hypervolume": progress.front.to_json(),
             "corrections": picker.corrections,
-            "notes": [*prediction_notes(setup.target, prices), *prices.notes, *notes],
+            "notes": [
+                *prediction_notes(setup.target, prices),
+                *rank_notes(setup.network.network_space.whole),
+                *prices.notes,
+                *notes,
+            ],
         },
         begun,
     )  # fmt: skip
-    _leave(setup, policy, compressed, report, records, context.workdir)
+    _leave(setup, winner.policy, winner.compressed, report, records, context.workdir)
     shutil.rmtree(hidden, ignore_errors=True)
     context.stage("done", "met the budget" if report["met_budget"] else "missed the budget", 1, 1)
     return report
@@ -169,21 +200,26 @@ def _search(
     context: JobContext,
     hidden: Path,
     deadline: float | None,
+    axes: FrontAxes,
+    progress: FrontProgress,
 ) -> tuple[list[Trial], list[TrialRecord]]:
     space = setup.network.network_space.space
-    objective = Objective.of(spec.objective, pricer, spec.max_drop)
-    agent = make_agent(
-        spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed, objective
-    )
+    known = spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed
+    build = builder(spec.agent.name, context.plugins)
+    if spec.objective == "pareto":
+        agent = make_front_agent(*known, axes, build)
+    else:
+        agent = build(*known[1:], Objective.of(spec.objective, pricer, spec.max_drop))
     records: list[TrialRecord] = []
 
-    def record(trial: TrialRecord) -> None:
-        context.record(trial)
-        records.append(trial)
+    def record(trials: Sequence[TrialRecord]) -> None:
+        context.record(trials)
+        records.extend(trials)
+        progress.tell(trials)
 
     # Under the other objectives a policy of a lower score may be the one that is wanted.
     contenders = CONTENDERS if spec.objective == "accuracy" else None
-    loop = SearchLoop(agent, pricer, record, context.check, context.stage, contenders)
+    loop = SearchLoop(agent, pricer, record, context.check, progress.stage, contenders)
     earlier = context.recorded()
     if earlier:
         context.stage(
@@ -194,6 +230,7 @@ def _search(
         )
         loop.replay(earlier)
         records.extend(earlier)
+        progress.tell(earlier)
     if len(earlier) < spec.agent.evaluations:
         context.stage("search", "starting evaluators", len(earlier), spec.agent.evaluations)
         pool = context.pool(setup.scorer_builder(hidden))
@@ -211,8 +248,8 @@ def _finish(
     context: JobContext,
     hidden: Path,
     packed_limit: float,
-) -> tuple[Policy, Compressed, Evaluation, list[str]]:
-    """The winner: by search score after fine-tuning, never by the test split.
+) -> tuple[list[Member], list[str]]:
+    """The winner: by search score after fine-tuning, never by the test split. Of a front all, the winner first.
 
     Training moves a packed file's size a little; one that stays within its bound goes before one that does not.
     """
@@ -223,26 +260,31 @@ def _finish(
             f"no policy met the budget when its file was {verb}; the nearest is returned with its violation"
         )
     if not spec.finetune.epochs:
-        best = finalists[0]
-        return best.policy, best.compressed, best.evaluation, notes
+        return [_member(f, f.compressed, f.evaluation) for f in finalists], notes
     builder = setup.scorer_builder(hidden)
     tuned, more = finetuned(setup, finalists, context.tuner(), builder, hidden, context.stage)
-    finalist, compressed, evaluation = max(
-        tuned,
-        key=lambda item: (
-            packed_limit == math.inf or packed_size(item[1]) <= packed_limit,
-            *_wanted(spec, item[0], item[2]),
-        ),
+    # Finalists of a front stay in its order: the one that alone dominates most is first.
+    best = (
+        tuned
+        if spec.objective == "pareto"
+        else sorted(
+            tuned,
+            key=lambda item: (
+                packed_limit == math.inf or packed_size(item[1]) <= packed_limit,
+                *_wanted(spec, item[0], item[2]),
+            ),
+            reverse=True,
+        )[:1]
     )
     before = ", ".join(
         f"{f.policy.digest}: {f.evaluation.score:.4f} -> {e.score:.4f}" for f, _, e in tuned
     )
-    return (
-        finalist.policy,
-        compressed,
-        evaluation,
-        [*notes, *more, f"search score by fine-tuning: {before}"],
-    )
+    notes += [*more, f"search score by fine-tuning: {before}"]
+    return [_member(*item) for item in best], notes
+
+
+def _member(finalist: Finalist, compressed: Compressed, evaluation: Evaluation) -> Member:
+    return Member(finalist.policy, compressed, evaluation, finalist.costs.quantities)
 
 
 def _wanted(spec: JobSpec, finalist: Finalist, evaluation: Evaluation) -> tuple[bool, float]:
@@ -259,15 +301,16 @@ def _report(
     prices: Prices,
     limits: dict[str, float],
     trials: list[Trial],
-    policy: Policy,
-    compressed: Compressed,
+    members: list[Member],
     context: JobContext,
     hidden: Path,
     pricer: Pricer,
+    axes: FrontAxes,
     extra: dict[str, Any],
     begun: float,
 ) -> dict[str, Any]:
     context.stage("report", "exporting the winner and the references", 0, 0)
+    policy, compressed = members[0].policy, members[0].compressed
     batch = setup.target.batch
     artifact = context.workdir / setup.target.artifact_name
     save_onnx(export_onnx(compressed.network, compressed.plan, batch), artifact)
@@ -282,7 +325,20 @@ def _report(
     whole = prices.uncompressed["latency_ms"]
     # As the search saw it, before any correction.
     predicted = {"compressed": prices.pricer.costs(policy)["latency_ms"] / whole}
-    references, why = references_of(setup, pricer)
+    for member in members[1:]:
+        files[member.name], packed[member.name] = export_member(setup, member, context.workdir)
+        costs = prices.pricer.costs(member.policy)
+        macs[member.name] = round(pricer.costs(member.policy)["macs"])
+        predicted[member.name] = costs["latency_ms"] / whole
+    bounded = pricer
+    if setup.spec.objective == "pareto":
+        costs = pricer.costs(policy)
+        own = {q: costs[q] * pricer.margin(q) for q in axes.quantities}
+        bounded = pricer.with_limits({**pricer.limits, **own})
+        extra["notes"].append(
+            "references that keep a budget keep the predicted costs of the delivered member of the front"
+        )
+    references, why = references_of(setup, bounded)
     for name, reference in references.items():
         made = setup.compressor.compress(setup.network.network_space.choices(reference))
         files[name] = hidden / f"{name}.onnx"
@@ -302,9 +358,13 @@ def _report(
     extra["notes"] += why
     extra["staircases"] = staircases(setup.network.network_space, pricer, policy)
     extra["wall_seconds"] = time.monotonic() - begun
-    return build_report(
+    if setup.spec.objective == "pareto":
+        extra["front"] = front_json(setup, prices, limits, axes, members, measured, compared)
+    report = build_report(
         setup, prices, limits, trials, policy, compressed, measured, compared, extra
     )
+    report["met_budget"] &= all(line["met_budget"] for line in extra.get("front", ()))
+    return report
 
 
 def agreement(setup: JobSetup, compressed: Compressed, artifact: Path) -> float:

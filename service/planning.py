@@ -25,6 +25,7 @@ from service.kernel_rows import Rows, known_rows, require_costs, require_known
 from service.packed_prices import learn_packed
 from service.price_setup import MEASURE_SECONDS, SAMPLES
 from service.provenance import latency_provenance
+from service.rank_offers import rank_notes
 from service.sources import Sources
 from service.table_times import TableTimes
 
@@ -87,7 +88,10 @@ def plan(
         "combinations": space.size,
         "left_out": [{"group": g, "reason": r} for g, r in sorted(network_space.left_out.items())],
         "smallest": smallest,
-        "uncompressed": {"macs": sum(layer.macs for layer in network_space.structure.layers)},
+        "uncompressed": {
+            "macs": sum(layer.macs for layer in network_space.structure.layers)
+            + sum(product.macs for product in network_space.structure.products)
+        },
         "kernels": {
             "known": len(uses) - missing,
             "missing_in_sample": missing,
@@ -102,7 +106,11 @@ def plan(
         },
         "calibration_images": len(setup.calibration),
         "search_images": len(setup.search),
-        "notes": [*([graphs.note] if graphs.note else []), *notes],
+        "notes": [
+            *([graphs.note] if graphs.note else []),
+            *rank_notes(network_space.whole),
+            *notes,
+        ],
     }
 
 
@@ -162,7 +170,7 @@ def _priced(
     whole_mj = 0.0 if energy is None else energy.of(networks[0]).net_mj
     if energy is not None and whole_mj > 0:
         models[QUANTITY] = learn_energy(
-            network_space, priced, energy, setup.spec.budget, whole_mj
+            network_space, priced, energy, setup.spec.priced, whole_mj
         ).model
     else:
         notes.append(f"the smallest energy is unknown: {_no_energy(setup)}")
@@ -197,7 +205,7 @@ def _exact(setup: JobSetup, looked: list[Looked]) -> dict[str, CostModel]:
         "macs": macs_model(network_space),
         "size_bytes": size_model(network_space, [(policy, n) for policy, _, n in looked]),
     }
-    if bounds_packed(setup.spec.budget):
+    if bounds_packed(setup.spec.priced):
         packed = learn_packed(
             setup.compressor,
             network_space,

@@ -1,8 +1,9 @@
 """Which layers of a network a job may factor: where its target runs the factors faster, or a size bound wants them.
 
-With a bound on latency or energy the kernels of a layer and of its factors are timed, alone and at the widths of the
-uncompressed network, and ranks that do not make it faster are not offered. Each shape is looked at once, as a network
-of this one layer and a rectifier.
+With a bound on latency or energy the kernels of a layer and of its factors are priced, alone and at the widths of the
+uncompressed network, timed first where the device is here, and ranks that do not make the layer faster are withheld.
+With a bound on size every rank is offered whose kernels can be priced. Each shape is looked at once, as a network of
+this one layer and a rectifier.
 """
 
 from __future__ import annotations
@@ -18,27 +19,20 @@ from torch import Tensor, nn
 
 from compressors import Choices, Compressor, Skeleton
 from compressors.structure import Layer, Structure
-from latency_tables import KernelUse, TableStore, Target
+from latency_tables import LatencyTable, TableStore, Target
 from latency_tables.errors import TrimtabError
 from search_spaces.network_space import runs_integer
-from search_spaces.ranks import RankValues, rank_candidates
+from search_spaces.ranks import OfferedRanks, RankValues, rank_candidates
 from service.context import JobContext
 from service.job_spec import JobSpec
 from service.kernel_rows import Rows, Stage, known_rows, measure_missing
+from service.rank_forms import Form, Uses, faster, priceable
 
-# What a rank must save of the layer's time to be offered.
-FASTER = 0.05
-# Layers narrower than this are not timed. Chosen after one run on a busy machine, in which a 3x3 convolution of 64
-# channels at 8x8 in integers was at most 14 % faster at a quarter of its work; a quiet machine may say otherwise.
-LEAST_TIMED = 128
 # Seconds spent on kernels of factors that a job's table lacks.
-MEASURE_SECONDS = 60.0
+MEASURE_SECONDS = 90.0
 _TIMED = ("latency", "latency_ms", "energy", "energy_mj")
 _SIZED = ("size", "size_bytes", "packed_size", "packed_bytes")
 _LAYER = "layer"
-
-# (integer, rank); rank None is the whole layer
-Form = tuple[bool, int | None]
 
 
 @dataclass(frozen=True)
@@ -85,8 +79,8 @@ class RankOffers:
             return cls(*known)
         return cls(*known, target.can_measure, context.stage, context.check, context.pin)
 
-    def __call__(self, network: nn.Module, structure: Structure, example: Tensor) -> RankValues:
-        """Ranks offered by layer path, the full one last.
+    def __call__(self, network: nn.Module, structure: Structure, example: Tensor) -> OfferedRanks:
+        """What may be factored, and why other layers with a low-rank form may not.
 
         Raises:
             MeasurementError: kernels cannot be timed here.
@@ -94,64 +88,85 @@ class RankOffers:
         timed = self.objective == "latency" or any(key in self.budget for key in _TIMED)
         sized = any(key in self.budget for key in _SIZED)
         if self.scope == "quantize" or not (timed or sized):
-            return {}
+            return OfferedRanks()
         candidates = rank_candidates(network, structure, example, self.target, self.exclude)
-        if not candidates or sized:
-            return candidates
-        wide = {
-            x.path for x in structure.layers if min(x.in_channels, x.out_channels) >= LEAST_TIMED
-        }
-        candidates = {path: values for path, values in candidates.items() if path in wide}
-        if not candidates:
-            return {}
-        found = self._faster(network, structure, candidates)
-        pinned = self.pin("ranks", {path: list(values) for path, values in found.items()})
-        return {path: tuple(values) for path, values in pinned.items()}
+        # Where the device is here a job times what it needs; without any table nothing can be told.
+        if not candidates or (sized and (self.target.can_measure or self.data_dir is None)):
+            return OfferedRanks(candidates)
+        found = self._judged(network, structure, candidates, faster if not sized else priceable)
+        pinned = self.pin(
+            "rank_offers",
+            {
+                "values": {path: list(values) for path, values in found.values.items()},
+                "withheld": dict(found.withheld),
+            },
+        )
+        values = {path: tuple(ranks) for path, ranks in pinned["values"].items()}
+        return OfferedRanks(values, pinned["withheld"])
 
-    def _faster(
-        self, network: nn.Module, structure: Structure, candidates: RankValues
-    ) -> dict[str, tuple[int, ...]]:
+    def _judged(
+        self,
+        network: nn.Module,
+        structure: Structure,
+        candidates: RankValues,
+        judge: Callable[[Mapping[Form, Uses], Rows], tuple[list[int], str]],
+    ) -> OfferedRanks:
+        """Ranks that a judge of a layer's forms lets through, and what it says against the others."""
         if self.data_dir is None:
-            return {}
+            return OfferedRanks(withheld=dict.fromkeys(candidates, "no table of kernels was given"))
         layers = {layer.path: layer for layer in structure.layers}
         shapes = {p: _shape(layers[p], network.get_submodule(p)) for p in candidates}
         like = {shape: path for path, shape in reversed(shapes.items())}
-        forms: dict[str, dict[Form, list[KernelUse]]] = {}
+        forms: dict[str, dict[Form, Uses]] = {}
+        failed: dict[str, str] = {}
         for k, path in enumerate(like.values()):
             self.check()
             self.stage("kernels", "looking at low-rank forms", k, len(like))
             try:
-                forms[path] = self._forms(network, layers[path], candidates[path])
-            except TrimtabError:
-                continue  # the target does not run this layer alone: nothing says that factors are faster
-        store = TableStore(self.data_dir / "tables")
-        graphs = [uses for found in forms.values() for uses in found.values()]
-        if self.measures:
-            args = (self.stage, self.check, MEASURE_SECONDS)
-            table, _ = measure_missing(store, self.target, graphs, *args)
-        else:
-            kernels = [use.kernel for uses in graphs for use in uses]
-            table = known_rows(store, self.target, kernels)
-        rows = Rows(table, {})
-        fast = {p: _fast(found, candidates[p], rows) for p, found in forms.items()}
-        offered = {path: fast.get(like[shapes[path]], ()) for path in candidates}
-        return {p: (*v, candidates[p][-1]) for p, v in offered.items() if v}
+                forms[path] = self.forms(network, layers[path], candidates[path])
+            except TrimtabError as error:
+                failed[path] = f"the target does not run it alone: {error}"
+        # Should time run out, whole layers have been timed: nothing is faster than what nobody knows.
+        items = [item for found in forms.values() for item in found.items()]
+        items.sort(key=lambda item: item[0][1] is not None)
+        rows = Rows(self._table([uses for _, uses in items]), {})
+        judged = {path: judge(found, rows) for path, found in forms.items()}
+        offered: dict[str, tuple[int, ...]] = {}
+        withheld: dict[str, str] = {}
+        for path, values in candidates.items():
+            first = like[shapes[path]]
+            ranks, reason = judged.get(first, ([], failed.get(first, "")))
+            if ranks:
+                offered[path] = (*ranks, values[-1])
+            else:
+                withheld[path] = reason
+        return OfferedRanks(offered, withheld)
 
-    def _forms(
-        self, network: nn.Module, layer: Layer, values: tuple[int, ...]
-    ) -> dict[Form, list[KernelUse]]:
+    def _table(self, graphs: list[Uses]) -> LatencyTable:
+        assert self.data_dir is not None
+        store = TableStore(self.data_dir / "tables")
+        if self.measures:
+            table, _ = measure_missing(
+                store, self.target, graphs, self.stage, self.check, MEASURE_SECONDS
+            )
+            return table
+        return known_rows(store, self.target, [use.kernel for uses in graphs for use in uses])
+
+    def forms(self, network: nn.Module, layer: Layer, values: tuple[int, ...]) -> dict[Form, Uses]:
         """Kernels of the layer and its factors, in every precision that the job may give it."""
-        whole = copy.deepcopy(network.get_submodule(layer.path))
         alone = nn.Sequential()
-        alone.add_module(_LAYER, whole)
+        alone.add_module(_LAYER, copy.deepcopy(network.get_submodule(layer.path)))
         alone.add_module("rectifier", nn.ReLU())
+        if layer.kind != "linear":
+            # A convolution's output is quantized; a graph cannot end there and be cut to float as well.
+            alone.add_module("end", nn.Flatten())
         images = torch.zeros((2, *layer.input_shape[1:]))
         compressor = Compressor(alone.eval(), images, [])
         precisions = [False]
         if self.scope == "joint" and runs_integer(layer, self.target):
             precisions.append(True)
         skeleton = Skeleton(compressor, self.target.batch)
-        found = {}
+        found: dict[Form, Uses] = {}
         for integer in precisions:
             for rank in (None, *values[:-1]):
                 choices = Choices(
@@ -163,39 +178,25 @@ class RankOffers:
         return found
 
 
+def rank_notes(whole: Mapping[str, str]) -> list[str]:
+    """For the report: why layers with a low-rank form were offered no rank, one line a reason.
+
+    Args:
+        whole: layer path to the reason.
+    """
+    alike: dict[str, list[str]] = {}
+    for path, reason in whole.items():
+        alike.setdefault(reason, []).append(path)
+    return [f"no rank was offered for {_few(paths)}: {reason}" for reason, paths in alike.items()]
+
+
+def _few(paths: list[str]) -> str:
+    more = f" and {len(paths) - 3} more layers" if len(paths) > 3 else ""
+    return ", ".join(paths[:3]) + more
+
+
 def _shape(layer: Layer, module: nn.Module) -> tuple[Any, ...]:
     """Equal for layers that run as the same kernels."""
     own = [getattr(module, name, None) for name in ("kernel_size", "stride", "padding", "dilation")]
     bias = getattr(module, "bias", None) is not None
     return (layer.kind, layer.input_shape, layer.output_shape, bias, *own)
-
-
-def _fast(
-    forms: Mapping[Form, list[KernelUse]], values: tuple[int, ...], rows: Rows
-) -> tuple[int, ...]:
-    """Ranks whose factors, in their faster precision, beat the whole layer in its own by ``FASTER``.
-
-    What feeds the lone layer and takes its output (quantizers, changes of layout) is the same with factors and does
-    not count; a form with a kernel nobody can price is not known to be faster.
-    """
-
-    def us(uses: list[KernelUse]) -> float:
-        return sum(use.count * sum(rows.of(use.kernel)) / 2 for use in uses)
-
-    def known(uses: list[KernelUse]) -> bool:
-        return all(rows.row(use.kernel) is not None for use in uses)
-
-    def cost(integer: bool, rank: int | None) -> float:
-        uses, whole = forms[integer, rank], forms[integer, None]
-        if not known(uses) or not known(whole):
-            return float("inf")
-        around = us([use for use in whole if not use.kernel.macs])
-        return us(uses) - around
-
-    precisions = sorted({integer for integer, _ in forms})
-    whole = min(cost(integer, None) for integer in precisions)
-    return tuple(
-        rank
-        for rank in values[:-1]
-        if min(cost(integer, rank) for integer in precisions) <= (1 - FASTER) * whole < float("inf")
-    )

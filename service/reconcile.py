@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from service.blobs import Blobs
 from service.errors import ConflictError, DriverCrashed, NotFoundError, RuntimeUnavailable
 from service.problems import problem_of
 from service.runtime import DriverState, Runtime
 from service.store import Store
-from service.tables import Job
+from service.tables import Artifact, Job
 from service.transitions import JobState
 
 _log = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ class Reconciler:
     Every step is idempotent and safe beside another server's: the store decides who wins.
 
     Args:
+        blobs: gets what jobs had found whose drivers died.
         max_running: jobs at a time.
         max_attempts: attempts in a row that may crash without recording a trial.
         start_seconds: time a driver has from its submission to its first sign of life.
@@ -34,6 +37,7 @@ class Reconciler:
         self,
         store: Store,
         runtime: Runtime,
+        blobs: Blobs,
         max_running: int = 1,
         max_attempts: int = 3,
         start_seconds: float = 120.0,
@@ -43,6 +47,7 @@ class Reconciler:
     ) -> None:
         self._store = store
         self._runtime = runtime
+        self._blobs = blobs
         self._max_running = max_running
         self._max_attempts = max_attempts
         self._start_seconds = start_seconds
@@ -106,7 +111,7 @@ class Reconciler:
         try:
             if job.state == JobState.CANCELLING:
                 self._runtime.cancel(job.id, job.attempt)
-                self._store.finish_buried(job.id, job.attempt, JobState.CANCELLED)
+                self._finish(job, JobState.CANCELLED)
             elif crashes >= self._max_attempts:
                 said = self._runtime.explain(job.id, job.attempt)
                 error = DriverCrashed(
@@ -114,13 +119,26 @@ class Reconciler:
                     + (f"; the last time: {said}" if said else "")
                     + "; its log is in Ray's dashboard"
                 )
-                self._store.finish_buried(job.id, job.attempt, JobState.FAILED, problem_of(error))
+                self._finish(job, JobState.FAILED, problem_of(error))
             else:
                 # An orphan fences itself off; ending it frees its evaluators' cores now.
                 self._runtime.cancel(job.id, job.attempt)
                 self._start(job)
         except (ConflictError, NotFoundError) as error:
             _log.info("another server was faster: %s", error)
+
+    def _finish(self, job: Job, state: JobState, reason: Mapping[str, Any] | None = None) -> None:
+        """Ends a job in place of its driver, with what its trials tell."""
+        # Loads pyarrow, which a server whose drivers live need not.
+        from service.unfinished import keep_unfinished
+
+        found: list[Artifact] = []
+        try:
+            if not self._store.artifacts(job.id):
+                found = keep_unfinished(self._store, self._blobs, job.id, state, reason)
+        except Exception:
+            _log.exception("what job %s had found could not be stored", job.id)
+        self._store.finish_buried(job.id, job.attempt, state, reason, found)
 
     def _start(self, job: Job) -> None:
         if self._clock() < self._resting_until:

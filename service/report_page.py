@@ -10,6 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from service.front_charts import costs_text, front_charts, hypervolume_chart
 from service.report_charts import layer_chart, pareto, tone, trial_chart
 from service.staircase_charts import staircase_charts, tones
 from service.summary import (
@@ -43,7 +44,9 @@ def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> st
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(ms=milliseconds, size=file_size, count=count, percent=percent)
+    environment.filters.update(
+        ms=milliseconds, mj=millijoules, size=file_size, count=count, percent=percent
+    )
     limits = report.get("budget_limits") or {}
     stairs = staircase_charts(report.get("staircases") or [], limits.get("latency_ms"))
     winner = winner_number(report, trials)
@@ -64,6 +67,11 @@ def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> st
         staircase_tones=tones(stairs),
         trial_chart=trial_chart(trials, limits.get("latency_ms"), winner),
         trial_counts=_trial_counts(trials),
+        front=report.get("front") or [],
+        front_charts=front_charts(report),
+        hypervolume=report.get("hypervolume") or {},
+        hypervolume_costs=costs_text(report.get("hypervolume")),
+        hypervolume_chart=hypervolume_chart(report.get("hypervolume")),
         policies=_policies(trials, winner),
         winner=winner,
         decisions=(chosen or {}).get("policy") or {},
@@ -115,7 +123,10 @@ def _target_name(report: Mapping[str, Any]) -> str:
 
 
 def _outcome(report: Mapping[str, Any]) -> dict[str, str]:
-    met = report.get("met_budget")
+    met, front = report.get("met_budget"), report.get("front")
+    if front and met:
+        within = ", budget met" if report.get("budget") else ""
+        return {"tone": "good", "text": f"Front of {len(front)} networks{within}"}
     if met is None:
         return {"tone": "warn", "text": "Budget not checked"}
     by = " by prediction" if report.get("met_by") == "prediction" else ""

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from compressors import Compressed
 from compressors.low_rank import last_factor
@@ -177,9 +173,13 @@ def build_report(
 
 
 def held(
-    budget: dict[str, float], prices: Prices, chosen: Measured, compared: Comparison
+    budget: dict[str, float],
+    prices: Prices,
+    chosen: Measured,
+    compared: Comparison,
+    name: str = "compressed",
 ) -> dict[str, float]:
-    """What is held against the bounds, by quantity.
+    """What is held against the bounds, by quantity; ``name`` is the file's in the comparison.
 
     A fraction is held against the baseline of the same run, an absolute bound against the absolute value. What is
     predicted counts with the upper end of its 90 % interval.
@@ -195,14 +195,14 @@ def held(
             "latency_ms",
             "latency",
             chosen.latency["p50"] if compared.measured else chosen.latency["predicted_p50"],
-            compared.ratios["compressed"],
+            compared.ratios[name],
             1.0 if compared.measured else 1 + UPPER_90 * prices.anchors.error,
         ),
         (
             "energy_mj",
             "energy",
             chosen.energy["value"],
-            compared.energy_ratios.get("compressed"),
+            compared.energy_ratios.get(name),
             1.0 if compared.measured_energy else 1 + UPPER_90 * energy_error,
         ),
     ):
@@ -222,40 +222,3 @@ def _versions() -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
     return versions
-
-
-def write_trials(path: Path, ids: tuple[str, ...], records: list[dict[str, Any]]) -> None:
-    """``trials.parquet``: a row a trial in the order they were told, a column a decision."""
-    columns: dict[str, list[Any]] = {
-        "number": [r["number"] for r in records],
-        "told": [r["told"] for r in records],
-        "cached": [r["cached"] for r in records],
-        "score": [
-            None if r["evaluation"] is None else r["evaluation"]["scores"][0] for r in records
-        ],
-        "top1": [None if r["evaluation"] is None else r["evaluation"]["top1"] for r in records],
-        "failure": [None if r["failure"] is None else r["failure"]["reason"] for r in records],
-    }
-    for quantity in (
-        "latency_ms",
-        "latency_ms_upper",
-        "energy_mj",
-        "energy_mj_upper",
-        "size_bytes",
-        "packed_bytes",
-        "packed_bytes_upper",
-        "macs",
-    ):
-        columns[f"predicted_{quantity}"] = [
-            None if r["evaluation"] is None else r["evaluation"]["costs"].get(quantity)
-            for r in records
-        ]
-    for id_ in ids:
-        columns[f"policy:{id_}"] = [r["policy"].get(id_) for r in records]
-    pq.write_table(pa.table(columns), path)
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(document, indent=1, allow_nan=False))
-    part.replace(path)

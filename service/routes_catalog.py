@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from service.examples import JOB_EXAMPLES
 from service.job_spec import AGENTS, JobSpec
 from service.planner import run_plan
+from service.plugins import Plugin
 from service.services import Given
 from service.sources import DATA_FORMS, MODEL_FORMS
 
@@ -145,8 +146,20 @@ def list_tables(services: Given) -> dict[str, Any]:
 
 
 @router.get("/agents")
-def list_agents() -> dict[str, Any]:
-    return {"items": [{"name": name, "summary": _AGENT_NOTES[name]} for name in AGENTS]}
+def list_agents(services: Given) -> dict[str, Any]:
+    """Agents a job may name: ours, then those of plug-ins, with the reason where one cannot be used."""
+    own = [Plugin(name, "trimtab", _AGENT_NOTES[name]) for name in AGENTS]
+    return {
+        "items": [
+            {
+                "name": agent.name,
+                "summary": agent.summary,
+                "distribution": agent.distribution,
+                "unusable": agent.error,
+            }
+            for agent in (*own, *services.plugins)
+        ]
+    }
 
 
 @router.post("/plans", tags=["jobs"])

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
 
+from search_spaces.front import FrontAxes
 from service.errors import NotFoundError
 from service.examples import JOB_EXAMPLES
-from service.front import better, pareto, summary
+from service.front import best_of
+from service.front_job import PIN, hypervolume_json, policies_of
 from service.job_spec import JobSpec
 from service.services import Given
 from service.transitions import JobState
@@ -84,20 +86,28 @@ def list_trials(
 
 @router.get("/{job}/policies")
 def list_policies(services: Given, job: JobId) -> dict[str, Any]:
-    """The Pareto front of search score against predicted latency over trials within the budget."""
+    """The Pareto front over trials within the budget: of search score against the costs of a job that asked for a
+    front, against predicted latency otherwise."""
+    spec = services.store.get(job).spec
+    trials = services.store.trials(job)[0]
+    return {"items": policies_of(spec, services.store.pinned(job, PIN), trials)}
+
+
+@router.get("/{job}/hypervolume")
+def hypervolume(services: Given, job: JobId) -> dict[str, Any]:
+    """What the front of score and costs dominates after every evaluation that added to it, and the reference point."""
     services.store.get(job)
-    return {"items": pareto(services.store.trials(job)[0])}
+    pinned = services.store.pinned(job, PIN)
+    if pinned is None:
+        raise NotFoundError(f"job {job} has not begun its search")
+    return hypervolume_json(FrontAxes.from_json(pinned), services.store.trials(job)[0])
 
 
 @router.get("/{job}/policies/best")
 def best_policy(services: Given, job: JobId) -> dict[str, Any]:
-    """The best trial within the budget: highest search score, or fastest within max_drop."""
+    """The best trial within the budget: highest search score (also of a front), or fastest within max_drop."""
     row = services.store.get(job)
-    best: dict[str, Any] | None = None
-    for trial in services.store.trials(job)[0]:
-        found = summary(trial)
-        if found is not None and better(row.spec, found, best):
-            best = {**found, "policy": trial.policy}
+    best = best_of(row.spec, services.store.trials(job)[0])
     if best is None:
         raise NotFoundError(f"job {job} has no trial within its budget yet")
     return best

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from agents.protocol import Agent, Proposal
 from evaluation.pool import EvaluatorPool
-from evaluation.stopping import bar
 from search_spaces import Evaluation, Failure, Policy, Pricer
+from service.ask_ahead import AskAhead
 from service.context import TrialRecord
+from service.recorder import Recorder
 
 Stage = Callable[[str, str, int, int], None]
 
@@ -27,10 +30,13 @@ class Trial:
 class SearchLoop:
     """One search, resumable from its recorded trials.
 
+    Where evaluators run beside the search it asks ahead of them as far as it is slow itself (``AskAhead``), at most as
+    many policies as are being evaluated. Any order of asks and tells is replayed from the log to the same policies.
+
     Args:
         agent: fresh, of the job's seed.
         pricer: with the job's limits.
-        record: stores a trial.
+        record: stores trials, see ``Recorder``.
         check: raises where the job must stop.
         stage: reports progress.
         contenders: only policies that may be among so many best ones by score are scored precisely; all are where it
@@ -41,20 +47,25 @@ class SearchLoop:
         self,
         agent: Agent,
         pricer: Pricer,
-        record: Callable[[TrialRecord], None],
+        record: Callable[[Sequence[TrialRecord]], None],
         check: Callable[[], None],
         stage: Stage,
         contenders: int | None = None,
     ) -> None:
         self._agent = agent
         self._pricer = pricer
-        self._record = record
+        self._recorder = Recorder(record)
         self._check = check
         self._stage = stage
         self._contenders = contenders
         self._asked = 0
         self._told = 0
         self._cache: dict[Policy, Evaluation | Failure] = {}
+        self._ahead = AskAhead()
+        self._best: float | None = None
+        # The contenders' scores, and what the last of them was after so many trials.
+        self._top: list[float] = []
+        self._bars: list[float | None] = [None]
         self._waiting: list[
             tuple[Proposal, int, int]
         ] = []  # asked but not evaluated: a lost attempt's
@@ -68,8 +79,12 @@ class SearchLoop:
             records: in the order they were told.
         """
         proposals: dict[int, tuple[Proposal, int]] = {}
+        # Who was asked later had heard of as much or more.
+        numbered = deque(sorted(records, key=lambda record: record.number))
+        last = -1
         for record in records:
-            last = max((r.number for r in records if r.asked_after <= record.told), default=-1)
+            while numbered and numbered[0].asked_after <= record.told:
+                last = numbered.popleft().number
             while self._asked <= max(last, record.number):
                 asked = self._agent.ask(1)
                 if not asked:
@@ -80,9 +95,7 @@ class SearchLoop:
             policy = self._pricer.space.policy(record.policy)
             outcome = _outcome(record)
             self._agent.tell(proposal.id, policy, outcome)
-            self._cache[policy] = outcome
-            self.trials.append(Trial(record.number, policy, outcome))
-            self._told += 1
+            self._keep(Trial(record.number, policy, outcome))
         self._waiting = [
             (proposal, number, after) for number, (proposal, after) in sorted(proposals.items())
         ]
@@ -96,18 +109,30 @@ class SearchLoop:
             deadline: ``time.monotonic()`` after which nothing new is asked.
 
         Returns:
-            All trials, those replayed included, in the order they were told.
+            All trials, those replayed included, in the order they were told; all are recorded.
+
+        Raises:
+            Exception: what ``record`` or ``check`` raised. Trials told before ``check`` did are recorded.
         """
+        with self._recorder:
+            self._run(pool, evaluations, deadline)
+        return self.trials
+
+    def _run(self, pool: EvaluatorPool, evaluations: int, deadline: float | None) -> None:
         flying: dict[int, tuple[Proposal, int, int]] = {}
         twins: dict[Policy, list[tuple[Proposal, int, int]]] = {}
-        begun = time.monotonic()
+        begun = since = time.monotonic()
+        submitted = 0
         while self._told < evaluations:
             self._check()
+            room = pool.capacity + min(pool.backlog, self._ahead.policies(pool.capacity))
             # At least one policy is evaluated, however long the set-up took.
             late = deadline is not None and time.monotonic() > deadline and self._asked > 0
             while (
                 not late
-                and pool.in_flight < pool.capacity
+                and pool.in_flight < room
+                # An agent that proposes again and again what is being evaluated must hear of it some time.
+                and self._asked - self._told - len(self._waiting) < room + pool.capacity
                 and (self._waiting or self._asked < evaluations)
             ):
                 item = self._next()
@@ -120,7 +145,9 @@ class SearchLoop:
                     twins[policy].append(item)  # being evaluated already
                 else:
                     twins[policy] = []
-                    flying[pool.submit(policy, self._score_to_beat(item[2]))] = item
+                    # By what was told when it was asked for: an attempt that goes on from the log scores it alike.
+                    flying[pool.submit(policy, self._bars[item[2]])] = item
+                    submitted += 1
             if not flying:
                 if (
                     late
@@ -130,15 +157,17 @@ class SearchLoop:
                 ):
                     break
                 continue
-            for finished in pool.wait(timeout=1.0):
+            self._ahead.searched(time.monotonic() - since, submitted)
+            done = pool.wait(timeout=1.0)
+            since, submitted = time.monotonic(), 0
+            for finished in done:
                 item = flying.pop(finished.ticket)
                 outcome = self._priced(item[0].policy, finished.outcome)
-                self._cache[item[0].policy] = outcome
                 self._tell(*item, outcome, cached=False)
                 for twin in twins.pop(item[0].policy):
                     self._tell(*twin, outcome, cached=True)
+                self._ahead.evaluated(finished.seconds)
             self._progress(evaluations, begun)
-        return self.trials
 
     def _next(self) -> tuple[Proposal, int, int] | None:
         if self._waiting:
@@ -148,13 +177,6 @@ class SearchLoop:
             return None
         self._asked += 1
         return asked[0], self._asked - 1, self._told
-
-    def _score_to_beat(self, told: int) -> float | None:
-        """By what was told when the policy was asked for: an attempt that goes on from the log scores it alike."""
-        if self._contenders is None:
-            return None
-        known = {trial.policy: trial.outcome for trial in self.trials[:told]}
-        return bar(known.values(), self._contenders)
 
     def _priced(self, policy: Policy, outcome: Evaluation | Failure) -> Evaluation | Failure:
         if isinstance(outcome, Failure):
@@ -180,22 +202,26 @@ class SearchLoop:
             failure=None if good else outcome.to_json(),
             cached=cached,
         )
-        # Recorded before the agent learns: what is not in the store did not happen.
-        self._record(record)
+        self._recorder.put(record)
         self._agent.tell(proposal.id, proposal.policy, outcome)
-        self.trials.append(Trial(number, proposal.policy, outcome))
+        self._keep(Trial(number, proposal.policy, outcome))
+
+    def _keep(self, trial: Trial) -> None:
+        outcome = trial.outcome
+        if isinstance(outcome, Evaluation) and outcome.feasible:
+            self._best = outcome.score if self._best is None else max(self._best, outcome.score)
+            if self._contenders is not None and trial.policy not in self._cache:
+                heapq.heappush(self._top, outcome.score)
+                if len(self._top) > self._contenders:
+                    heapq.heappop(self._top)
+        self._cache[trial.policy] = outcome
+        self._bars.append(self._top[0] if len(self._top) == self._contenders else None)
+        self.trials.append(trial)
         self._told += 1
 
     def _progress(self, evaluations: int, begun: float) -> None:
         fresh = self._told - self.replayed
-        message = ""
-        scores = [
-            t.outcome.score
-            for t in self.trials
-            if isinstance(t.outcome, Evaluation) and t.outcome.feasible
-        ]
-        if scores:
-            message = f"best score {max(scores):.4g}"
+        message = "" if self._best is None else f"best score {self._best:.4g}"
         if fresh > 0:
             left = (time.monotonic() - begun) / fresh * (evaluations - self._told)
             message += f"{', ' if message else ''}about {left:.0f} s left"

@@ -92,7 +92,7 @@ def _run(
         access = lambda: found  # noqa: E731
     runtime = RayRuntime(access, settings.write_driver_file())
     reconciler = Reconciler(
-        services.store, runtime, settings.max_running_jobs, settings.max_attempts
+        services.store, runtime, services.blobs, settings.max_running_jobs, settings.max_attempts
     )
     stop = threading.Event()
     loop = threading.Thread(target=reconciler.run, args=(stop,), name="reconcile", daemon=True)

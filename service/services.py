@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,13 +13,14 @@ from service.blobs import Blobs
 from service.errors import NotFoundError, WeightsError
 from service.job_spec import AGENTS, JobSpec
 from service.metrics import Metrics
+from service.plugins import Plugin, require_agent, tried
 from service.problems import field as named
 from service.settings import Settings
 from service.sources import Sources
 from service.store import Store
 
 
-@dataclass(slots=True)
+@dataclass
 class Services:
     """One server's parts.
 
@@ -41,6 +43,11 @@ class Services:
         blobs = Blobs(settings.data_dir)
         return cls(settings, store, blobs, settings.sources(), Metrics(store))
 
+    @cached_property
+    def plugins(self) -> tuple[Plugin, ...]:
+        """Agents of other distributions, tried once; what is installed later is seen after a restart."""
+        return tried(self.settings.allow_plugins, self.settings.code_paths)
+
     def check(self, spec: JobSpec) -> None:
         """Checks every name a job uses, without loading anything.
 
@@ -60,12 +67,9 @@ class Services:
             target = catalog.target(spec.target)
         with named("budget"):
             # Drivers of another cluster may run where there is a counter: they say so themselves.
-            require_energy(target, spec.budget, catalog, self.settings.ray_address == "embedded")
+            require_energy(target, spec.priced, catalog, self.settings.ray_address == "embedded")
         with named("agent.name"):
-            if spec.agent.name not in AGENTS:
-                raise NotFoundError(
-                    f"unknown agent {spec.agent.name!r}; known: {', '.join(AGENTS)}"
-                )
+            require_agent(spec, () if spec.agent.name in AGENTS else self.plugins)
         if spec.model.weights is not None:
             with named("model.weights"):
                 try:

@@ -32,6 +32,7 @@ VARIABLES = {
     "api_key": "TRIMTAB_API_KEY",
     "allow_sources": "TRIMTAB_ALLOW_SOURCES",
     "code_paths": "TRIMTAB_CODE_PATHS",
+    "allow_plugins": "TRIMTAB_ALLOW_PLUGINS",
     "max_weights_bytes": "TRIMTAB_MAX_WEIGHTS_BYTES",
     "ray_address": "TRIMTAB_RAY_ADDRESS",
     "ray_dashboard_port": "TRIMTAB_RAY_DASHBOARD_PORT",
@@ -57,6 +58,7 @@ class Settings(BaseModel):
         allow_sources: patterns of model and data sources that users may name, see
             ``service.sources``.
         code_paths: folders appended to the end of the import path, for ``python:`` sources.
+        allow_plugins: names of installed plug-ins that may be loaded, ``*`` for all, see ``service.plugins``.
         image_folders: name to folder, for ``imagefolder:NAME``.
         torchvision_root: folder of torchvision's data sets; None refuses them.
         ray_address: ``embedded``, or the address of a running Ray's dashboard,
@@ -77,6 +79,7 @@ class Settings(BaseModel):
     api_key: Annotated[str | None, Field(min_length=1, repr=False)] = None
     allow_sources: tuple[str, ...] = ()
     code_paths: tuple[Path, ...] = ()
+    allow_plugins: tuple[str, ...] = ()
     image_folders: dict[str, Path] = {}
     torchvision_root: Path | None = None
     max_weights_bytes: Annotated[int, Field(ge=1)] = 2 * 1024**3
@@ -116,6 +119,8 @@ class Settings(BaseModel):
             values["code_paths"] = values["code_paths"].split(os.pathsep)
         if isinstance(values.get("allow_sources"), str):
             values["allow_sources"] = re.split(r"[,\n]", values["allow_sources"])
+        if isinstance(values.get("allow_plugins"), str):
+            values["allow_plugins"] = values["allow_plugins"].replace(",", " ").split()
         values["code_paths"] = [
             Path(path).expanduser().resolve() for path in values.get("code_paths", ()) if str(path)
         ]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, insert, or_, select
 
 from service.context import TrialRecord
 from service.database import Database
-from service.errors import ConflictError, NotFoundError
+from service.errors import NotFoundError
 from service.front import better, summary
+from service.recorder import unrecorded
 from service.store_jobs import Created
 from service.store_leases import Lease, StoreLeases
 from service.tables import Artifact, Attempt, EventRow, Job, Pin, Trial
+
+_TRIAL_FIELDS = tuple(field.name for field in fields(TrialRecord))
 
 __all__ = ["Created", "Lease", "Store"]
 
@@ -39,33 +42,44 @@ class Store(StoreLeases):
     def close(self) -> None:
         self.database.close()
 
-    def record_trial(self, lease: Lease, trial: TrialRecord) -> None:
-        """Stores a trial exactly once; the very same trial again changes nothing.
+    def record_trials(self, lease: Lease, trials: Sequence[TrialRecord]) -> None:
+        """Stores trials exactly once, all of them or none; the very same trial again changes nothing.
 
         Raises:
             LeaseLost: the attempt was fenced off; nothing is written.
-            ConflictError: another trial has its number or its place in the order of telling.
+            ConflictError: another trial has the number of one of them or its place in the order of telling.
         """
         with self.database.write() as session:
             job = self._held(session, lease)
-            stored = session.get(Trial, (lease.job, trial.number))
-            if stored is not None:
-                if _record(stored) == trial:
-                    return
-                raise ConflictError(
-                    f"trial {trial.number} of job {lease.job} is recorded differently"
-                )
-            told = select(Trial.number).where(Trial.job == lease.job, Trial.told == trial.told)
-            if session.scalar(told) is not None:
-                raise ConflictError(f"job {lease.job} has told a trial {trial.told} already")
+            numbers, places = [t.number for t in trials], [t.told for t in trials]
+            query = select(Trial).where(
+                Trial.job == job.id, or_(Trial.number.in_(numbers), Trial.told.in_(places))
+            )
+            stored = [_record(row) for row in session.scalars(query)]
+            fresh = unrecorded(
+                trials, {known.number: known for known in stored}, {known.told for known in stored}
+            )
+            if not fresh:
+                return
             now = self.database.now(session)
-            session.add(Trial(job=lease.job, attempt=lease.attempt, created=now, **asdict(trial)))
-            session.get_one(Attempt, (lease.job, lease.attempt)).trials += 1
-            job.trials += 1
-            found = summary(trial)
-            if found and better(job.spec, found, job.best):
-                job.best = found
-            self._append(session, job, "trial", _trial_event(trial, job))
+            rows, events = [], []
+            for trial in fresh:
+                row = {name: getattr(trial, name) for name in _TRIAL_FIELDS}
+                rows.append(row | {"job": job.id, "attempt": lease.attempt, "created": now})
+                job.trials += 1
+                job.events += 1
+                found = summary(trial)
+                if found and better(job.spec, found, job.best):
+                    job.best = found
+                data = _trial_event(trial, job)
+                events.append(
+                    {"job": job.id, "id": job.events, "kind": "trial", "data": data, "time": now}
+                )
+            session.execute(insert(Trial), rows)
+            session.execute(insert(EventRow), events)
+            attempt = session.get_one(Attempt, (lease.job, lease.attempt))
+            attempt.trials += len(fresh)
+            attempt.renewed = now
 
     def trials(
         self, job: str, cursor: int = 0, limit: int | None = None
@@ -100,6 +114,12 @@ class Store(StoreLeases):
                 session.flush()
                 session.refresh(pin)
             return dict(pin.value)
+
+    def pinned(self, job: str, key: str) -> dict[str, Any] | None:
+        """What ``pin`` stored, None where nothing was."""
+        with self.database.read() as session:
+            pin = session.get(Pin, (job, key))
+            return None if pin is None else dict(pin.value)
 
     def stage(self, lease: Lease, stage: str, message: str, done: int, total: int) -> None:
         """Says how far the job is. Raises LeaseLost."""

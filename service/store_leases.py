@@ -8,17 +8,17 @@ somebody took its job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from service import transitions
 from service.errors import ConflictError, LeaseLost
 from service.store_jobs import StoreJobs
-from service.tables import Attempt, Job
+from service.tables import Artifact, Attempt, Job
 from service.transitions import JobState
 
 
@@ -81,8 +81,10 @@ class StoreLeases(StoreJobs):
                 or not JobState(row.state).active
             ):
                 raise LeaseLost(f"attempt {attempt} of job {job} may not start")
+            now = self.database.now(session)
             record.owner = row.lease_owner = owner
-            row.lease_expires = self.database.now(session) + seconds
+            record.claimed = record.renewed = now
+            row.lease_expires = now + seconds
             return Lease(job, attempt, owner)
 
     def renew(self, lease: Lease, seconds: float) -> JobState:
@@ -93,8 +95,18 @@ class StoreLeases(StoreJobs):
         """
         with self.database.write() as session:
             row = self._held(session, lease)
-            row.lease_expires = self.database.now(session) + seconds
+            now = self.database.now(session)
+            row.lease_expires = now + seconds
+            session.get_one(Attempt, (lease.job, lease.attempt)).renewed = now
             return JobState(row.state)
+
+    def worked(self, job: str, before: int) -> float:
+        """Seconds for which drivers of attempts below number ``before`` worked, each to its last sign of life."""
+        query = select(func.sum(Attempt.renewed - Attempt.claimed)).where(
+            Attempt.job == job, Attempt.number < before
+        )
+        with self.database.read() as session:
+            return float(session.scalar(query) or 0.0)
 
     def release(self, job: str, attempt: int) -> None:
         """Gives an attempt up in good order (the server shuts down): another may start at once."""
@@ -170,9 +182,17 @@ class StoreLeases(StoreJobs):
             return self._finish(session, self._held(session, lease), outcome, reason, report)
 
     def finish_buried(
-        self, job: str, attempt: int, outcome: JobState, reason: Mapping[str, Any] | None = None
+        self,
+        job: str,
+        attempt: int,
+        outcome: JobState,
+        reason: Mapping[str, Any] | None = None,
+        artifacts: Sequence[Artifact] = (),
     ) -> JobState:
         """The server ends a job whose last attempt it has buried.
+
+        Args:
+            artifacts: files the server left in its place, in addition to what is listed.
 
         Raises:
             ConflictError: an attempt is running.
@@ -182,6 +202,8 @@ class StoreLeases(StoreJobs):
             record = session.get(Attempt, (job, attempt))
             if row.attempt != attempt or record is None or record.outcome is None:
                 raise ConflictError(f"job {job} is being worked on")
+            for artifact in artifacts:
+                session.merge(artifact)
             return self._finish(session, row, outcome, reason, None)
 
     def _finish(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from service.cli_common import aligned
@@ -25,7 +25,32 @@ def side_by_side(report: Mapping[str, Any]) -> str:
     rows = [["", *columns]]
     for label, show in _ROWS.items():
         rows.append([label, *(show(part) for part in columns.values())])
-    return "\n".join([aligned(rows, right=range(1, len(rows[0]))), "", outcome(report)])
+    lines = [aligned(rows, right=range(1, len(rows[0]))), "", outcome(report)]
+    return "\n".join(lines + front_lines(report.get("front") or []))
+
+
+def front_lines(front: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The members of a front in a table, after a blank line; nothing without a front."""
+    if not front:
+        return []
+    rows = [
+        ["front", "accuracy", "latency", "of baseline", "energy, net", "size", "packed", "file"]
+    ]
+    for line in front:
+        latency = line["latency_ms"]
+        rows.append(
+            [
+                str(line["policy"]),
+                percent(line["accuracy"]),
+                milliseconds(latency["predicted_p50" if latency["p50"] is None else "p50"]),
+                f"{line['latency_ratio']['estimate']:.3f}",
+                millijoules((line.get("energy_mj") or {}).get("value")),
+                file_size(line["size_bytes"]),
+                file_size(line["packed_bytes"]),
+                str(line["artifact"]),
+            ]
+        )
+    return ["", aligned(rows, right=range(1, 7))]
 
 
 REFERENCE_NAMES = {

@@ -76,7 +76,13 @@ class Job(Base):
 
 
 class Attempt(Base):
-    """One run of a job's driver. ``outcome`` is None while it runs."""
+    """One run of a job's driver.
+
+    Attributes:
+        outcome: None while it runs.
+        claimed: since when its driver works; None when none ever did.
+        renewed: the driver's last sign of life.
+    """
 
     __tablename__ = "attempts"
 
@@ -84,6 +90,8 @@ class Attempt(Base):
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     owner: Mapped[str | None] = mapped_column(String(200))
     created: Mapped[float] = mapped_column(Double)
+    claimed: Mapped[float | None] = mapped_column(Double)
+    renewed: Mapped[float | None] = mapped_column(Double)
     ended: Mapped[float | None] = mapped_column(Double)
     outcome: Mapped[str | None] = mapped_column(String(16))
     trials: Mapped[int] = mapped_column(Integer, default=0)

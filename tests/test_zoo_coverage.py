@@ -7,19 +7,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compressors import Plan
+from compressors import Compressor, Plan, prepare
 from compressors.exporter import export_onnx
+from compressors.structure import example_input
+from latency_tables import parse_target
+from search_spaces.latency_model import sample_policies
+from search_spaces.network_space import build_space, macs_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
 from benchmarks.coverage_check import check, count_macs  # noqa: E402
 from benchmarks.zoo_networks import SourceProblem, factory, input_shape, vary  # noqa: E402
-from tests.compressors.channel_networks import Head, Transformer, conv, grouped  # noqa: E402
+from tests.compressors.channel_networks import NETWORKS, Head, Transformer, conv, grouped  # noqa: E402
 from tests.networks import randomized  # noqa: E402
 
 
@@ -42,6 +47,22 @@ def test_macs_are_counted_as_the_file_has_them() -> None:
     attention = export_onnx(randomized(Transformer()), Plan(input_shape=(3, 16, 16)))
     block = 17 * (16 * 36 + 12 * 16 + 2 * 16 * 24) + 2 * 3 * 17 * 17 * 4
     assert count_macs(attention) == 16 * 3 * 16 * 16 + 2 * block + 16 * 5
+
+
+@pytest.mark.parametrize("name", ["transformer", "torch_encoder", "windows", "covariance"])
+def test_priced_macs_are_those_in_the_file(name: str) -> None:
+    network = prepare(randomized(NETWORKS[name][0]()))
+    x = example_input((3, 16, 16))
+    made = build_space(network, x, parse_target("x86-ort"), scope="prune")
+    model = macs_model(made)
+    compressor = Compressor(network, x, list(made.groups.values()))
+    policies = [made.space.uncompressed(), *sample_policies(made, 3, seed=0)]
+    for policy in policies:
+        file = compressor.compress(made.choices(policy), refit=False, quick=True)
+        priced = model.price(np.array([made.space.indices(policy)]))[0]
+        assert count_macs(export_onnx(file.network, file.plan)) == pytest.approx(priced)
+    heads = [d for d in made.space.decisions if d.module.endswith(("qkv", "in_proj"))]
+    assert heads, "no head was taken out"
 
 
 def test_a_network_is_checked_from_its_policies_to_its_files() -> None:

@@ -7,27 +7,41 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.dp.exchange import AliveTerms, Exchanges
 from agents.dp.sensitivity import Sensitivities
 from agents.dp.solver import ConstrainedProblem
+from agents.draws import spread_indices
 from agents.objective import Objective, ObjectiveKind
 from agents.search_agent import SearchAgent
 from agents.uniform import best_uniforms
-from search_spaces.cost_model import CostModel
+from search_spaces.cost_model import CostModel, Factor, largest_table
+from search_spaces.decision import DecisionKind
 from search_spaces.evaluation import Evaluation, Failure
+from search_spaces.neighbours import Neighbours
 from search_spaces.policy import Policy
+from search_spaces.policy_indices import PolicyIndices
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 from search_spaces.walk import is_active
 
 # Share of the evaluations that may be spent on probes of single decisions.
 PROBES = 0.4
-# Labels and entries of a table of the dynamic program for the expected terms. On chains, as published
-# tables are, that is exact; where prices have terms over a dozen decisions it found the same policies as
-# a hundred times larger tables did (ResNet-20 on x86-ort) in a quarter of the time.
+# Labels and entries of a table of the dynamic program for the expected terms. Where prices need larger tables, as
+# those with terms over a dozen decisions do, exchanges take its place.
 LABELS, TABLES = 2_000, 20_000
-# The same for problems that explore, whose terms are drawn anyway.
-ROUGH_LABELS, ROUGH_TABLES = 200, 4_000
+# Labels for problems that explore, whose terms are drawn anyway.
+ROUGH_LABELS = 200
 ROUGH_TOLERANCE = 1e-2
+# Exchanges at most under the expected terms and on average under drawn ones, as they lead away from what is known,
+EXCHANGES, FEW_EXCHANGES = 6, 3
+# and how far drawn terms stray from the expected ones, in their own standard deviations
+STRAY = 0.5
+# Policies drawn at random are so large a share of the evaluations, in the place of probes, and the terms are
+# learned from so large a share of what was told, the best: damage is additive near the best policies at most.
+DRAWN, NEAR = 0.15, 0.5
+_LEAST_NEAR = 20
+# Terms are learned anew when so many of the evaluations are new.
+NEW = 0.05
 # Evaluations the terms are learned from: the best and the latest of more.
 MOST = 600
 # Of so many proposals one is the optimum under the expected terms, the others under drawn ones.
@@ -54,13 +68,18 @@ class DpAgent(SearchAgent):
        terms, the others under terms drawn from what the evaluations leave possible, so that every
        evaluation is both a good policy and a new equation.
 
+    Where prices have terms over so many decisions that exact tables would be too large (measured
+    latencies of networks with residual streams), nothing of this is exact, and three things differ:
+    policies drawn at random take the place of probes, the terms are learned from the better half of
+    what was told, and the best policies are improved by a few exchanges (``Exchanges``).
+
     With the objective latency, the drop of top-1 is what is learned and bounded, and predicted
     latency what is minimised.
 
     Deviation: HAWQ's sensitivities are Hessian traces and are never corrected; it solves once.
 
     Args:
-        evaluations: the probes are a share of.
+        evaluations: probes and draws are a share of.
     """
 
     kind: ClassVar[str] = "dp"
@@ -75,11 +94,20 @@ class DpAgent(SearchAgent):
     ) -> None:
         super().__init__(space, pricer, seed, objective)
         self._anchors = best_uniforms(space, pricer)
-        self._groups = _groups(space, int(PROBES * evaluations))
+        costs = [pricer.models[q] for q in pricer.limits]
+        sizes = [len(d.values) for d in space.decisions]
+        self._exact = largest_table([*costs, _shape(space)], sizes) <= TABLES
+        self._exchanges = Exchanges(space, costs)
+        self._indices = PolicyIndices(space)
+        self._drawn = 0 if self._exact else int(DRAWN * evaluations)
+        self._groups = _groups(space, int(PROBES * evaluations) if self._exact else 0)
         self._data: list[tuple[tuple[int, ...], float]] = []
         self._centre: tuple[int, ...] | None = None
         self._probed = 0
         self._solved = 0
+        # How many evaluations the terms were last learned from, and the terms.
+        self._rows = 0
+        self._learned: Sensitivities | None = None
 
     @property
     def data(self) -> tuple[tuple[tuple[int, ...], float], ...]:
@@ -88,7 +116,14 @@ class DpAgent(SearchAgent):
 
     def sensitivities(self) -> Sensitivities:
         """Learned from what was told so far; needs one evaluation."""
-        data = self._data
+        return self._sensitivities(len(self._data))
+
+    def _sensitivities(self, rows: int) -> Sensitivities:
+        """Learned from the first evaluations told, so many."""
+        data = self._data[:rows]
+        if not self._exact:
+            ranked = sorted(range(rows), key=lambda k: data[k][1])
+            data = [data[k] for k in sorted(ranked[: max(_LEAST_NEAR, int(NEAR * rows))])]
         if len(data) > MOST:
             best = set(sorted(range(len(data)), key=lambda k: data[k][1])[: MOST // 2])
             best.update(range(len(data) - MOST // 2, len(data)))
@@ -99,6 +134,8 @@ class DpAgent(SearchAgent):
     def _propose(self, id: int) -> Policy:
         if id < len(self._anchors):
             return self._anchors[id]
+        if id < self._drawn:
+            return self._unseen(lambda _: self._random())
         probe = self._probe()
         if probe is not None:
             return probe
@@ -152,13 +189,23 @@ class DpAgent(SearchAgent):
                     break
         return self._space.from_indices(indices) if moved else None
 
+    def _latest(self) -> Sensitivities:
+        """Learned from all evaluations told but the newest few."""
+        if not self._rows or len(self._data) - self._rows >= max(NEW * self._rows, 1):
+            self._rows, self._learned = len(self._data), None
+        if self._learned is None:
+            self._learned = self._sensitivities(self._rows)
+        return self._learned
+
     def _solve(self) -> Policy:
-        learned = self.sensitivities()
+        learned = self._latest()
         policy: Policy | None = None
+        spread = 1.0 if self._exact else STRAY
         for attempt in range(ATTEMPTS):
             expected = self._solved % EXPECTED_EVERY == 0 and attempt == 0
-            terms = learned.mean() if expected else learned.sample(self._rng, 2.0**attempt)
-            policy = self._optimum(terms, learned.power, expected)
+            terms = learned.mean() if expected else learned.sample(self._rng, spread * 2.0**attempt)
+            search = self._optimum if self._exact else self._exchanged
+            policy = search(terms, learned.power, expected)
             if policy.values not in self._seen:
                 break
         self._solved += 1
@@ -180,7 +227,7 @@ class DpAgent(SearchAgent):
             problem = ConstrainedProblem(self._space, minimised, bounds, LABELS, table_limit=TABLES)
         else:
             problem = ConstrainedProblem(
-                self._space, minimised, bounds, ROUGH_LABELS, ROUGH_TOLERANCE, ROUGH_TABLES
+                self._space, minimised, bounds, ROUGH_LABELS, ROUGH_TOLERANCE, TABLES
             )
         solution = problem.solve()
         if solution is None:
@@ -188,6 +235,46 @@ class DpAgent(SearchAgent):
         policy = self._feasible.inside(self._space.from_indices(solution.indices))
         # What costs nothing within the bounds is given back; terms learned from little may not see it.
         return pricer.fill(policy) if self._feasible.fills and not expected else policy
+
+    def _exchanged(self, terms: CostModel, power: float, expected: bool) -> Policy:
+        """A policy near the best ones known that is better than they are under the terms."""
+        start = self._start(expected)
+        if start is None:
+            return self._feasible([0] * len(self._space))
+        pricer = self._pricer
+        upper = np.array([limit / pricer.margin(q) for q, limit in pricer.limits.items()])
+        damage = AliveTerms.of(self._space, terms)
+        steps = EXCHANGES if expected else int(self._rng.geometric(1 / FEW_EXCHANGES))
+        if self._objective.kind is ObjectiveKind.LATENCY:
+            allowed = self._largest_drop(terms, power)
+            if damage.at(start)[0][0] <= allowed:
+                sizes = [len(d.values) for d in self._space.decisions]
+                latency = Neighbours([pricer.models["latency_ms"]], sizes)
+                limits = np.append(upper, allowed)
+                found = self._exchanges.improve(start, latency, limits, steps, damage)
+                return self._feasible.inside(self._indices.policy(found))
+        found = self._exchanges.improve(start, damage, upper, steps)
+        policy = self._feasible.inside(self._indices.policy(found))
+        return pricer.fill(policy) if self._feasible.fills and not expected else policy
+
+    def _start(self, expected: bool) -> NDArray[np.int64] | None:
+        """Value indices of the best policy within the bounds, or of one of the next best; None where none is.
+
+        Decisions within dropped blocks are as in the best policy that keeps the block: taken back uncompressed, a
+        block hardly ever fits.
+        """
+        ranked = [np.array(row) for row, _ in sorted(self._data, key=lambda row: row[1])]
+        inside = [row for row in ranked if self._pricer.within(self._indices.policy(row))]
+        if not inside:
+            return None
+        rank = 0 if expected else min(int(self._rng.geometric(0.5)) - 1, len(inside) - 1)
+        start = inside[rank].copy()
+        for block in self._space.of_kind(DecisionKind.BLOCK):
+            keeper = next((row for row in ranked if row[block] > 0), None)
+            if start[block] == 0 and keeper is not None:
+                within = [i for i, own in enumerate(self._space.block_of) if own == block]
+                start[within] = keeper[within]
+        return start
 
     def _largest_drop(self, terms: CostModel, power: float) -> float:
         """The bound on the terms' sum that stands for the largest drop of top-1 allowed."""
@@ -205,9 +292,7 @@ class DpAgent(SearchAgent):
         return self._feasible(indices)
 
     def _random(self) -> Policy:
-        return self._feasible(
-            [int(self._rng.integers(len(d.values))) for d in self._space.decisions]
-        )
+        return self._feasible(spread_indices(self._space, self._rng))
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -215,6 +300,7 @@ class DpAgent(SearchAgent):
             "centre": None if self._centre is None else list(self._centre),
             "probed": self._probed,
             "solved": self._solved,
+            "rows": self._rows,
         }
 
     def _load(self, state: dict[str, Any]) -> None:
@@ -222,6 +308,14 @@ class DpAgent(SearchAgent):
         self._centre = None if state["centre"] is None else tuple(state["centre"])
         self._probed = int(state["probed"])
         self._solved = int(state["solved"])
+        self._rows, self._learned = int(state["rows"]), None
+
+
+def _shape(space: SearchSpace) -> CostModel:
+    """What terms of ``Sensitivities`` are over."""
+    sizes = [len(d.values) for d in space.decisions]
+    scopes = [(i,) if b is None else (b, i) for i, b in enumerate(space.block_of)]
+    return CostModel(0.0, tuple(Factor(s, np.zeros([sizes[i] for i in s])) for s in scopes))
 
 
 def _powered(damage: NDArray[np.float64], power: float) -> NDArray[np.float64]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,12 +21,12 @@ class Completions(Lookahead):
         Returns:
             float64 [labels, values, quantities].
         """
-        return self._looked_up(self._own[prefixes.shape[1]], prefixes)
+        return self._looked_up(self._added[prefixes.shape[1]], prefixes)
 
     def rest(self, prefixes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Quantities of the cheapest completion behind each value of the next decision, without what
         ``added`` gives; same arguments and shape."""
-        return self._looked_up(self._live[prefixes.shape[1]], prefixes)
+        return self._looked_up(self._rest[prefixes.shape[1]], prefixes)
 
     @property
     def weights(self) -> NDArray[np.float64]:
@@ -42,18 +40,17 @@ class Completions(Lookahead):
 
     def interface(self, position: int) -> tuple[int, ...]:
         """Decisions before ``position`` that some term shared with a later one depends on."""
-        scopes = (m.scope for own in self._own[position:] for m in own)
+        scopes = self._scopes[self._known[position] :]
         return tuple(sorted({j for scope in scopes for j in scope if j < position}))
 
-    def _looked_up(self, messages: list[Any], prefixes: NDArray[np.int64]) -> NDArray[np.float64]:
-        labels, position = prefixes.shape
-        total = np.zeros((labels, self._sizes[position], len(self._weights)))
-        for message in messages:
-            before = [prefixes[:, j] for j in message.scope if j < position]
-            # [quantities, labels(, values)], or without labels where no earlier decision matters.
-            cells = message.table[(slice(None), *before)]
-            ends_here = bool(message.scope) and message.scope[-1] == position
-            if not before:
-                cells = cells[:, None]
-            total += np.moveaxis(cells, 0, -1) if ends_here else cells.T[:, None, :]
+    def _looked_up(
+        self,
+        messages: tuple[NDArray[np.int64], NDArray[np.float64]],
+        prefixes: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        columns, moves = messages
+        places = self._places.at(prefixes.astype(np.float64), columns)
+        total = np.zeros((len(prefixes), moves.shape[1], len(self._weights)))
+        for k in range(len(columns)):
+            total += self._places.cells[(places[:, k, None] + moves[k]).astype(np.int64)]
         return total

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
 
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind
@@ -37,9 +36,8 @@ def course(decision: Decision) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class _Fit:
-    """Cholesky factor of the data's covariance, and how likely the data are under it."""
+    """A target under one amount of noise, and how likely it is."""
 
-    factor: tuple[NDArray[np.float64], bool]
     target: NDArray[np.float64]
     scale: float
     noise: float
@@ -68,6 +66,11 @@ class Sensitivities:
         self._space = space
         self._basis, self._starts = _basis(space)
         self._features = _one_hot(space, indices, self._starts) @ self._basis
+        # One decomposition serves every target and amount of noise.
+        covariance = self._features @ self._features.T + CONSTANT
+        floor = 1e-12 * float(np.trace(covariance)) / len(covariance)
+        values, self._vectors = np.linalg.eigh(covariance)
+        self._values = np.maximum(values, 0.0) + floor
         self.power = 1.0
         fits: list[tuple[float, int, float, _Fit]] = []
         for power, target, jacobian in _transformed(damage):
@@ -83,9 +86,12 @@ class Sensitivities:
 
     def mean(self) -> CostModel:
         """The expected terms."""
-        fit = self._chosen
-        weights = self._features.T @ cho_solve(fit.factor, fit.target)
-        return self._model(weights)
+        return self._model(self._features.T @ self._solved(self._chosen.target))
+
+    def _solved(self, seen: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The inverse of the data's covariance times a vector."""
+        spectrum = self._values + self._chosen.noise
+        return np.asarray(self._vectors @ ((self._vectors.T @ seen) / spectrum))
 
     def sample(self, rng: np.random.Generator, spread: float = 1.0) -> CostModel:
         """Terms drawn from what the evaluations leave possible (Thompson 1933), by Matheron's rule.
@@ -99,20 +105,15 @@ class Sensitivities:
         seen = self._features @ prior + constant
         seen += rng.normal(size=len(seen)) * fit.scale * np.sqrt(fit.noise)
         # The draw is expected terms plus (prior draw less what the data would make of it).
-        strayed = prior - self._features.T @ cho_solve(fit.factor, seen)
-        expected = self._features.T @ cho_solve(fit.factor, fit.target)
+        strayed = prior - self._features.T @ self._solved(seen)
+        expected = self._features.T @ self._solved(fit.target)
         return self._model(expected + spread * strayed)
 
     def _fit(self, target: NDArray[np.float64], noise: float) -> _Fit:
-        n = len(target)
-        covariance = self._features @ self._features.T + CONSTANT
-        covariance[np.diag_indices(n)] += noise + 1e-12 * float(np.trace(covariance)) / n
-        factor = cho_factor(covariance, lower=True)
-        fitted = max(float(target @ cho_solve(factor, target)) / n, 1e-24)
-        logdet = 2 * float(np.log(np.diag(factor[0])).sum())
-        return _Fit(
-            factor, target, float(np.sqrt(fitted)), noise, -0.5 * (n * np.log(fitted) + logdet)
-        )
+        n, spectrum = len(target), self._values + noise
+        fitted = max(float((np.square(self._vectors.T @ target) / spectrum).sum()) / n, 1e-24)
+        logdet = float(np.log(spectrum).sum())
+        return _Fit(target, float(np.sqrt(fitted)), noise, -0.5 * (n * np.log(fitted) + logdet))
 
     def _model(self, weights: NDArray[np.float64]) -> CostModel:
         """The terms as local factors, those of a block's decisions zero where it is dropped."""

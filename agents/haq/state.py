@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from search_spaces.decision import DecisionKind
 from search_spaces.space import SearchSpace
@@ -93,3 +94,9 @@ class HaqFeatures:
                 break
         weights = float(decision.kind is not DecisionKind.ACTIVATION_BITS)
         return [*self._static[position].tolist(), last, weights, *self._extra[position]]
+
+    def along(
+        self, positions: Sequence[int], indices: Sequence[int], previous: Sequence[float]
+    ) -> NDArray[np.float64]:
+        """See ``Features.along``."""
+        return np.array([self.at(i, indices[:i], p) for i, p in zip(positions, previous)])

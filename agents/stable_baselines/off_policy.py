@@ -43,8 +43,8 @@ class OffPolicySettings:
     """
 
     warm_up: int = 25
-    updates: int = 32
-    batch: int = 64
+    updates: int = 8
+    batch: int = 256
     hidden: int = 128
     rate: float = 1e-3
     noise: tuple[float, float] = (0.6, 0.1)
@@ -65,8 +65,8 @@ class OffPolicyAgent(SearchAgent):
     executed policy's episode into the replay buffer (truth 4 of the design) and takes a bounded
     number of gradient steps, so that any number of proposals may be in flight.
 
-    - The reward comes at the last step, undiscounted. Returns run over the whole episode (the
-      library's n-step replay buffer), or else a hundred episodes would not carry it back to the first
+    - The reward comes at the last step, undiscounted. Every transition carries it as its return, with
+      nothing to bootstrap behind it: or else a hundred episodes would not carry it back to the first
       decisions. It is standardised over the buffer: how far scores differ depends on network and
       budget.
     - The first proposals are the best uniform policy of each precision, then values drawn uniformly
@@ -108,7 +108,7 @@ class OffPolicyAgent(SearchAgent):
         self._environment = CompressionEnvironment(pricer, lambda _: 0.0)
         self._generators = PrivateGenerators(seed)
         self._episodes: list[tuple[tuple[int, ...], float]] = []
-        self._ends: list[int] = []  # where in the buffer each episode's last step is
+        self._lengths: list[int] = []  # transitions of each episode, in the buffer's order
         self._owed = 0
         with self._generators.use():
             self._model = self._new_model(seed)
@@ -119,11 +119,14 @@ class OffPolicyAgent(SearchAgent):
             "MlpPolicy",
             self._environment,
             learning_rate=settings.rate,
-            buffer_size=settings.capacity * len(self._space),
+            buffer_size=settings.capacity * len(self._space) + 1,
             batch_size=settings.batch,
             gamma=1.0,
-            n_steps=len(self._space),
-            policy_kwargs={"net_arch": [settings.hidden, settings.hidden]},
+            policy_kwargs={
+                "net_arch": [settings.hidden, settings.hidden],
+                # Networks are so small that Adam's separate passes would take longer than the gradients.
+                "optimizer_kwargs": {"fused": True},
+            },
             seed=seed,
             device="cpu",
         )
@@ -174,8 +177,12 @@ class OffPolicyAgent(SearchAgent):
         """One episode with the current actor."""
         observation, _ = self._environment.reset()
         draws_itself = self._name == "sac"
+        policy_network = self._model.policy
         while True:
-            action, _ = self._model.predict(observation, deterministic=not draws_itself)
+            # The library's ``predict`` does the same for this action space, in three times the time.
+            with torch.no_grad():
+                row = torch.from_numpy(observation)[None]
+                action = policy_network._predict(row, deterministic=not draws_itself).numpy()[0]
             if not draws_itself:
                 action = action + noise * np.random.normal(size=action.shape)
             observation, _, over, _, info = self._environment.step(action.astype(np.float32))
@@ -185,30 +192,26 @@ class OffPolicyAgent(SearchAgent):
                 return self._pricer.fill(inside) if self._feasible.fills else inside
 
     def _push(self, executed: Policy) -> None:
-        """Adds an executed policy's transitions to the replay buffer."""
+        """Adds an executed policy's transitions to the replay buffer, each the last of its own."""
         buffer = self._model.replay_buffer
         assert buffer is not None
         observations, actions = self._environment.episode(executed)
-        for step in range(len(actions)):
-            last = step + 1 == len(actions)
-            following = observations[min(step + 1, len(actions) - 1)]
-            if last:
-                self._ends.append(buffer.pos)
-            buffer.add(
-                observations[step][None],
-                following[None],
-                actions[step][None],
-                np.zeros(1),
-                np.array([last]),
-                [{}],
-            )
+        count = len(actions)
+        rows = slice(buffer.pos, buffer.pos + count)
+        buffer.observations[rows, 0] = observations
+        buffer.next_observations[rows, 0] = np.concatenate([observations[1:], observations[-1:]])
+        buffer.actions[rows, 0] = actions
+        buffer.dones[rows] = 1.0
+        # The buffer holds as many episodes of all decisions as are kept: it is never run over.
+        buffer.pos += count
+        self._lengths.append(count)
 
     def _refill(self) -> None:
         """The buffer anew from the episodes that are kept."""
         buffer = self._model.replay_buffer
         assert buffer is not None
         buffer.reset()
-        self._ends = []
+        self._lengths = []
         for indices, _ in self._episodes:
             self._push(self._space.from_indices(indices))
 
@@ -217,7 +220,9 @@ class OffPolicyAgent(SearchAgent):
         assert buffer is not None
         rewards = np.array([reward for _, reward in self._episodes])
         spread = max(float(rewards.std()), 1e-8)
-        buffer.rewards[self._ends, 0] = (rewards - rewards.mean()) / spread
+        buffer.rewards[: buffer.pos, 0] = np.repeat(
+            (rewards - rewards.mean()) / spread, self._lengths
+        )
         steps, self._owed = self._owed, 0
         with self._generators.use():
             self._model.train(gradient_steps=steps, batch_size=self._settings.batch)

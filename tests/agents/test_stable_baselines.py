@@ -24,7 +24,7 @@ def off_policy(pricer: Pricer, name: str = "ddpg") -> OffPolicyAgent:
     return OffPolicyAgent(name, pricer.space, pricer, 12, 0, settings=TINY)
 
 
-def test_the_buffer_holds_the_executed_episode_with_its_reward_at_the_end() -> None:
+def test_the_buffer_holds_the_executed_episode_with_its_reward_at_every_step() -> None:
     pricer = contract_pricers()["free"]
     agent = off_policy(pricer)
     executed = pricer.space.policy({"b1:block": 0, "b0.conv:channels": 8})
@@ -39,16 +39,14 @@ def test_the_buffer_holds_the_executed_episode_with_its_reward_at_the_end() -> N
     assert np.array_equal(buffer.observations[:steps, 0], observations)
     assert np.array_equal(buffer.actions[:steps, 0], actions)
     assert np.array_equal(buffer.next_observations[: steps - 1, 0], observations[1:])
-    assert buffer.dones[: 3 * steps, 0].nonzero()[0].tolist() == [
-        steps - 1,
-        2 * steps - 1,
-        3 * steps - 1,
-    ]
-    ends = buffer.rewards[[steps - 1, 2 * steps - 1, 3 * steps - 1], 0]
-    assert ends.mean() == pytest.approx(0.0, abs=1e-6)
-    assert ends.std() == pytest.approx(1.0, abs=1e-5)
-    assert (np.diff(ends) < 0).all()
-    assert np.count_nonzero(buffer.rewards) == 3
+    # Every transition carries the episode's reward as its return: nothing is bootstrapped behind it.
+    assert (buffer.dones[: 3 * steps, 0] == 1).all() and not buffer.dones[3 * steps :].any()
+    returns = buffer.rewards[: 3 * steps, 0].reshape(3, steps)
+    assert (returns == returns[:, :1]).all()
+    assert returns[:, 0].mean() == pytest.approx(0.0, abs=1e-6)
+    assert returns[:, 0].std() == pytest.approx(1.0, abs=1e-5)
+    assert (np.diff(returns[:, 0]) < 0).all()
+    assert not buffer.rewards[3 * steps :].any()
 
 
 def test_trains_a_bounded_number_of_steps_when_the_warm_up_is_over() -> None:

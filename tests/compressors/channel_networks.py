@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from timm.layers.grn import GlobalResponseNorm
+from timm.models.xcit import XCA
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
 
 class Head(nn.Module):
@@ -196,6 +199,56 @@ def fused() -> nn.Module:
     return Transformer(fused=True)
 
 
+class TorchEncoder(nn.Module):
+    """torch's own transformer layers, and a stream whose width the network reshapes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.patches = 12, nn.Conv2d(3, 12, 4, 4)
+        layer = nn.TransformerEncoderLayer(12, 3, 24, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.attn, self.fc = nn.MultiheadAttention(12, 3), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).reshape(len(x), self.width, 16).permute(0, 2, 1)
+        x = self.encoder(x).transpose(0, 1)
+        attended, _ = self.attn(x, x, x)
+        return self.fc((x + attended).mean(0))
+
+
+class Windows(nn.Module):
+    """Attention within windows of a padded map, of Swin and of its second version."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, 3)
+        self.first = ShiftedWindowAttention(12, [4, 4], [2, 2], 3)
+        self.second = ShiftedWindowAttentionV2(12, [4, 4], [0, 2], 3)
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        x = x + self.first(x)
+        x = x + self.second(x)
+        return self.fc(x.mean((1, 2)))
+
+
+class Covariance(nn.Module):
+    """Attention of channels to channels, and a hidden layer behind a norm over its responses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.attn = nn.Conv2d(3, 12, 4, 4), XCA(12, 3)
+        self.hidden, self.norm = nn.Linear(12, 20), GlobalResponseNorm(20)
+        self.out, self.fc = nn.Linear(20, 12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.attn(x)
+        hidden = F.gelu(self.hidden(x)).unflatten(1, (4, 4))
+        return self.fc((x + self.out(self.norm(hidden).flatten(1, 2))).mean(1))
+
+
 # Name to the factory and to the channels of every group that must be found.
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "grouped": (grouped, {"0": 4, "5": 8}),
@@ -214,4 +267,11 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
         fused,
         {"patches": 16} | {f"blocks.{k}.{p}": n for k in (0, 1) for p, n in (("attn.qkv", 3), ("fc1", 24))},
     ),
+    "torch_encoder": (
+        TorchEncoder,
+        {"patches": 12, "attn.in_proj": 3}
+        | {f"encoder.layers.{k}.{p}": n for k in (0, 1) for p, n in (("self_attn.in_proj", 3), ("linear1", 24))},
+    ),
+    "windows": (Windows, {"stem": 12, "first.qkv": 3, "second.qkv": 3, "second.cpb_mlp.0": 512}),
+    "covariance": (Covariance, {"patches": 12, "attn.qkv": 3, "hidden": 20}),
 }  # fmt: skip

@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from timm.layers.grn import GlobalResponseNorm
 from torch import Tensor, nn
 
 from compressors import Compressor, Plan, PruningError, Skeleton, find_groups, prepare, rebuild
@@ -70,8 +71,10 @@ def masked(network: nn.Module, group: PruningGroup, keep: np.ndarray, x: Tensor)
 def test_pruning_equals_masking_where_no_norm_sees_the_channels(name: str) -> None:
     network, groups = found(name)
     x = example_input(SHAPE)
-    norms = {p for p, m in network.named_modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)}
-    free = [g for g in groups if not norms & {m.path for m in g.members}]
+    kinds = nn.LayerNorm | nn.GroupNorm | GlobalResponseNorm
+    norms = {p for p, m in network.named_modules() if isinstance(m, kinds)}
+    norms |= {f"{path}.weight" for path in norms}
+    free = [g for g in groups if not norms & {m.path for m in (*g.members, *g.attached)}]
     assert free
     for group in free:
         for count in {1, group.channels // 2, group.channels - 1}:
@@ -146,15 +149,25 @@ def test_plan_and_file_give_the_same_network(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["grouped", "multiplied", "squeeze", "dense", "mixer", "transformer"]
+    "name",
+    [
+        "grouped",
+        "multiplied",
+        "squeeze",
+        "dense",
+        "mixer",
+        "transformer",
+        "torch_encoder",
+    ],
 )
 @pytest.mark.parametrize("seed", range(2))
 def test_a_cut_graph_has_the_kernels_of_a_real_export(name: str, seed: int) -> None:
     network, groups = found(name)
     compressor = Compressor(network, example_input(SHAPE, 8), groups)
     rng = np.random.default_rng(seed)
+    # A single channel is never offered but of groups as small as heads, and the runtime fuses it otherwise.
     choices = Choices(
-        {g.root: int(rng.integers(1, g.channels)) for g in groups},
+        {g.root: int(rng.integers(min(2, g.channels - 2), g.channels)) for g in groups},
         tuple(b.path for b in compressor.structure.blocks if seed and b.path == "blocks.1"),
     )
     exported = compressor.compress(choices, refit=False)
@@ -163,7 +176,7 @@ def test_a_cut_graph_has_the_kernels_of_a_real_export(name: str, seed: int) -> N
     assert Counter(u.kernel.key for u in cut) == Counter(u.kernel.key for u in real)
 
 
-@pytest.mark.parametrize("name", ["widths", "standardised", "fused"])
+@pytest.mark.parametrize("name", ["widths", "standardised", "fused", "windows", "covariance"])
 def test_graphs_that_cannot_be_cut_are_exported(name: str) -> None:
     network, groups = found(name)
     x = example_input(SHAPE, 8)

@@ -17,7 +17,7 @@ from compressors.attention import head_count, set_head_count
 from compressors.channel_classes import FIXED, ChannelClasses
 from compressors.group_trial import GroupTrial
 from compressors.structure import example_input
-from tests.compressors.channel_networks import Head, Transformer, conv, grouped
+from tests.compressors.channel_networks import Covariance, Head, Transformer, conv, grouped
 from tests.networks import SHAPE, mobile, randomized
 
 
@@ -61,21 +61,21 @@ def test_a_fixed_slice_of_the_channels_is_never_pruned_wrongly() -> None:
     assert "stem" in left_out or GroupTrial(network, example_input(SHAPE)).judge(groups) == {}
 
 
-def test_attention_of_torch_itself_is_left_whole_and_the_rest_is_not() -> None:
-    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-
+def test_attention_with_keys_of_its_own_is_left_whole_and_the_rest_is_not() -> None:
     class Encoder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.patches, self.layer, self.fc = nn.Conv2d(3, 16, 4, 4), layer, nn.Linear(16, 5)
+            self.patches, self.fc = nn.Conv2d(3, 16, 4, 4), nn.Linear(16, 5)
+            self.attn = nn.MultiheadAttention(16, 2, add_bias_kv=True, batch_first=True)
+            self.hidden, self.out = nn.Linear(16, 32), nn.Linear(32, 16)
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.patches(x).flatten(2).transpose(1, 2)
-            x = x + self.layer.self_attn(x, x, x, need_weights=False)[0]
-            return self.fc((x + self.layer.linear2(F.relu(self.layer.linear1(x)))).mean(1))
+            x = x + self.attn(x, x, x, need_weights=False)[0]
+            return self.fc((x + self.out(F.relu(self.hidden(x)))).mean(1))
 
     groups, left_out = find_groups(prepare(randomized(Encoder())), example_input(SHAPE))
-    assert [(g.root, g.channels) for g in groups] == [("layer.linear1", 32)]
+    assert [(g.root, g.channels) for g in groups] == [("hidden", 32)]
     assert "not followed" in left_out["patches"]
 
 
@@ -118,6 +118,38 @@ def test_wrong_positions_show_behind_a_norm_and_a_layer_scale_near_zero() -> Non
     )
     reasons = GroupTrial(network, x).judge([replace(stream, members=members)])
     assert "changes what the kept channels compute" in reasons["patches"]
+
+
+def test_wrong_positions_show_behind_a_response_norm() -> None:
+    network = prepare(randomized(Covariance()))
+    x = example_input(SHAPE)
+    hidden = next(g for g in find_groups(network, x)[0] if g.root == "hidden")
+    assert GroupTrial(network, x).judge([hidden]) == {}
+    for path in ("norm.weight", "norm.bias"):
+        attached = tuple(
+            replace(m, positions=np.roll(m.positions, 1, 0)) if m.path == path else m
+            for m in hidden.attached
+        )
+        reasons = GroupTrial(network, x).judge([replace(hidden, attached=attached)])
+        assert "changes what the kept channels compute" in reasons["hidden"]
+
+
+def test_a_width_that_a_module_holds_is_told_from_an_equal_number() -> None:
+    class Equal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.other, self.rows = 16, 16, 16
+            self.stem, self.last, self.head = conv(3, 16), conv(16, 8), Head(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x).view(len(x), self.width, self.rows * 16)
+            return self.head(self.last(x.view(len(x), -1, self.rows, 16)))
+
+    network = prepare(randomized(Equal()))
+    groups, _ = find_groups(network, example_input(SHAPE))
+    (stem,) = [g for g in groups if g.root == "stem"]
+    assert [(m.path, m.axis) for m in stem.attached] == [("", ".width")]
+    assert type(network.width) is int, "a trace leaves the module's numbers as they were"
 
 
 def test_a_trial_leaves_the_network_alone() -> None:

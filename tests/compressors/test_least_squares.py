@@ -75,5 +75,20 @@ def test_problems_of_a_batch_do_not_touch_each_other() -> None:
         torch.testing.assert_close(together[k], alone[0], rtol=1e-4, atol=1e-6)
 
 
+def test_inputs_that_say_the_same_share_the_weight() -> None:
+    """A Gram matrix without an inverse: two channels alike, one all but alike, one dead."""
+    inputs, noise, _ = made(1, 400, 4, 3)
+    alike = torch.cat([inputs, inputs[..., :1], inputs[..., 1:2] * (1 + 1e-7)], 2)
+    alike = torch.cat([alike, torch.zeros(1, 400, 1)], 2)
+    truth = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(6))
+    residual = inputs @ truth + 0.01 * noise
+    found = least_change(alike, residual)
+    assert found is not None and torch.isfinite(found).all()
+    assert found.abs().max() < 2 * truth.abs().max()
+    assert (alike @ found - residual).square().mean() < 2e-4
+    torch.testing.assert_close(found[0, 0], found[0, 4], rtol=1e-3, atol=1e-4)
+    assert torch.count_nonzero(found[0, 6]) == 0
+
+
 def test_a_single_row_is_no_basis() -> None:
     assert least_change(torch.ones(1, 1, 3), torch.ones(1, 1, 2)) is None

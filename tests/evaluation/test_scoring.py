@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import stats
 
 from compressors import Compressor, fold_norms, foldable, prepare
-from compressors.errors import ExportError
-from compressors.exporter import export_onnx, save_onnx
+from compressors.cut_files import CutFiles
+from compressors.exporter import export_onnx, integer_weight, save_onnx
+from compressors.plan import WeightScale
 from compressors.structure import analyse, example_input
 from evaluation.errors import DataError, ScoringError
 from evaluation.intervals import mean_ci95, share_ci95
@@ -156,11 +158,37 @@ def test_what_cannot_be_exported_is_scored_in_torch(monkeypatch: pytest.MonkeyPa
     policy = space.policy([d.values[0] for d in space.decisions])
     expected = made.score_network(made.compress(policy).runnable())
 
-    def refuse(*_: object) -> None:
-        raise ExportError("no such operator")
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("compressors.exported.export_onnx", refuse)
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    assert made.export is export_onnx
     assert made.score(policy).score == pytest.approx(expected.score, abs=1e-6)
+
+
+def test_cut_files_give_the_scores_of_real_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _, _ = scorer()
+    assert isinstance(made.export, CutFiles)
+    space = made._space.space
+    policies = [
+        space.policy([d.values[k % len(d.values)] for d in space.decisions]) for k in (0, 1, 3)
+    ]
+    cut = [made.score(policy) for policy in policies]
+    for policy, found in zip(policies, cut):
+        exported = made.score_compressed(made.compress(policy))
+        assert (found.score, found.interval) == (exported.score, exported.interval)
+    # Where a cut file is not the exported one, every file is exported.
+    monkeypatch.setattr("compressors.cut_files.integer_weight", wrong_weight)
+    other, _, _ = scorer()
+    assert other.export is export_onnx
+    assert [other.score(policy).score for policy in policies] == [found.score for found in cut]
+
+
+def wrong_weight(
+    weight: NDArray[np.float32], scale: WeightScale, axis: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    integers, steps = integer_weight(weight, scale, axis)
+    return -integers, steps
 
 
 def test_running_a_network_leaves_it_as_it_was() -> None:

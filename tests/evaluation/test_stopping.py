@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,13 +11,12 @@ import torch
 from scipy import stats
 
 from compressors import Compressor, fold_norms, foldable, prepare
-from compressors.errors import ExportError
 from compressors.structure import analyse, example_input
 from evaluation.intervals import mean_ci95
 from evaluation.scoring import PolicyScorer
 from evaluation.splits import Examples
 from evaluation.stopping import CONTENDERS, STAGES, bar, hopeless, stages
-from evaluation.subsample import Estimate
+from evaluation.subsample import STRATA, Sample
 from latency_tables import parse_target
 from search_spaces import Evaluation, Failure, Policy
 from search_spaces.network_space import build_space
@@ -44,36 +44,86 @@ def test_stages_end_with_all_images() -> None:
     assert stages(STAGES[1] + 1) == (*STAGES[:2], STAGES[1] + 1)
 
 
+def logits(images: int, seed: int = 0) -> torch.Tensor:
+    """Of an original that is sure of most images."""
+    generator = torch.Generator().manual_seed(seed)
+    scale = torch.linspace(0, 8, images)[torch.randperm(images, generator=generator)]
+    return torch.randn(images, 5, generator=generator) * scale[:, None]
+
+
 def test_an_estimate_of_all_images_is_their_mean() -> None:
     values = np.random.default_rng(0).exponential(size=300)
-    found = Estimate.of(values, 300)
-    assert (found.mean, found.low, found.high) == mean_ci95(values)
-    assert found.error == 0 and found.images == 300
-    assert Estimate.of(values[:1], 300).error == 0  # one image says nothing of a spread
+    for sample in (Sample.plain(300, 1), Sample.stratified(logits(300), 1)):
+        assert sorted(sample.order.tolist()) == list(range(300))
+        found = sample.estimate(values)
+        assert (found.mean, found.low, found.high) == mean_ci95(values)
+        assert found.error == 0 and found.images == 300
+        assert np.isfinite(sample.estimate(values[:1]).error)  # one image says nothing of a spread
 
 
-def test_the_error_is_that_of_drawing_without_replacement() -> None:
+def test_uncertain_images_come_first_and_none_is_left_to_the_end() -> None:
+    outputs = logits(800)
+    sample = Sample.stratified(outputs, 3)
+    impurity = (1 - outputs.softmax(1).square().sum(1)).numpy()[sample.order.numpy()]
+    assert np.bincount(sample.strata).tolist() == [200] * STRATA
+    # Strata are quarters of the images by impurity.
+    tops = [impurity[sample.strata == k] for k in range(STRATA)]
+    assert all(low.max() <= high.min() for low, high in pairwise(tops))
+    shares = [np.bincount(sample.strata[:n], minlength=STRATA) / 200 for n in (100, 200, 400)]
+    for share in shares:
+        assert (np.diff(share) >= -0.01).all() and share[-1] > 1.5 * share[0] > 0
+    # Where the original is sure of nearly all images they are sampled none the less.
+    sure = torch.zeros(800, 5)
+    sure[:, 0] = 50
+    sure[:100, 0] = 0.5
+    assert np.bincount(Sample.stratified(sure, 3).strata[:128], minlength=STRATA).min() > 10
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+def test_the_error_is_that_of_drawing_without_replacement(stratified: bool) -> None:
     rng = np.random.default_rng(1)
-    values = rng.exponential(size=400)
+    outputs = logits(400)
+    impurity = (1 - outputs.softmax(1).square().sum(1)).numpy()
+    values = impurity * (1 + 0.3 * rng.normal(size=400))
     for n in (100, 350):
-        found = [Estimate.of(rng.permutation(values)[:n], 400) for _ in range(2000)]
-        off = np.array([(e.mean - values.mean()) / e.error for e in found])
-        assert off.std() == pytest.approx(1, abs=0.06) and abs(off.mean()) < 0.12
-        # The interval is for more images of their kind, so it is wider than the error alone.
-        assert all(e.high - e.low > 2 * 1.96 * e.error for e in found)
+        found, errors = [], []
+        for seed in range(600):
+            made = Sample.stratified(outputs, seed) if stratified else Sample.plain(400, seed)
+            e = made.estimate(values[made.order.numpy()][:n])
+            found.append((e.mean - values.mean()) / e.error)
+            errors.append(e.error)
+            # The interval is for more images of their kind, so it is wider than the error alone.
+            assert e.high - e.low > 2 * 1.96 * e.error
+        assert np.std(found) == pytest.approx(1, abs=0.12) and abs(np.mean(found)) < 0.15
+
+
+def test_strata_give_smaller_errors_where_uncertain_images_decide() -> None:
+    rng = np.random.default_rng(4)
+    outputs = logits(1000)
+    impurity = (1 - outputs.softmax(1).square().sum(1)).numpy()
+    values = impurity * rng.exponential(size=1000)
+    errors = {}
+    for name, samples in {
+        "plain": [Sample.plain(1000, seed) for seed in range(50)],
+        "strata": [Sample.stratified(outputs, seed) for seed in range(50)],
+    }.items():
+        off = [s.estimate(values[s.order.numpy()][:200]).mean - values.mean() for s in samples]
+        errors[name] = float(np.mean(np.square(off)))
+    assert errors["strata"] < 0.7 * errors["plain"]
 
 
 def test_one_in_hundreds_is_given_up_by_bad_luck() -> None:
     rng = np.random.default_rng(2)
     values = rng.normal(-1, 0.5, size=2000)
     # At the bar itself; anything better is given up more rarely still.
-    given_up = [
-        hopeless(Estimate.of(rng.permutation(values)[: STAGES[0]], 2000), values.mean())
-        for _ in range(3000)
-    ]
+    given_up = []
+    sample = Sample.plain(2000, 0)
+    for _ in range(3000):
+        seen = rng.permutation(values)[: STAGES[0]]
+        given_up.append(hopeless(sample.estimate(seen), values.mean()))
     assert 0 < np.mean(given_up) < 0.004
     assert stats.norm.cdf(-3) == pytest.approx(0.00135, abs=1e-5)
-    far = Estimate.of(values[: STAGES[0]], 2000)
+    far = sample.estimate(values[: STAGES[0]])
     assert hopeless(far, far.mean + 4 * far.error) and not hopeless(far, None)
 
 
@@ -119,7 +169,7 @@ def test_a_hopeless_policy_is_scored_on_few_and_says_so() -> None:
     assert stopped.images == STAGES[0] and stopped.score != whole.score
     low, high = stopped.interval
     assert low < whole.score < high
-    assert high - low > 1.2 * (whole.interval[1] - whole.interval[0])
+    assert high - low > 1.1 * (whole.interval[1] - whole.interval[0])
     assert stopped.top1_drop is not None and whole.top1_drop is not None
     assert stopped.top1_drop[1] <= whole.top1_drop[0] <= stopped.top1_drop[2]
 
@@ -128,10 +178,10 @@ def test_between_the_two_it_is_looked_again() -> None:
     made = scorer()
     policy = small(made)
     first = made.score(policy, 0.0)
-    error = (first.interval[1] - first.interval[0]) / 2 / 1.96 * (1 - STAGES[0] / 600) ** 0.5
-    # Surely missed only with the smaller error of more images.
-    found = made.score(policy, first.score + 2.9 * error)
-    assert found.images in (STAGES[1], 600)
+    reach = first.interval[1] - first.score
+    seen = [made.score(policy, first.score + share * reach).images for share in (0.4, 0.8, 1.2)]
+    assert seen == sorted(seen, key=lambda images: -(images or 0))
+    assert set(seen) & {*STAGES[1:], 600}
 
 
 def test_a_score_depends_on_nothing_but_policy_and_bar() -> None:
@@ -153,9 +203,9 @@ def test_the_first_images_are_of_all_classes() -> None:
     made = scorer()
     _, _, examples = parts()
     shares = torch.bincount(examples.targets) / len(examples)
-    seen = torch.bincount(examples.targets[made._order[: STAGES[0]]], minlength=len(shares))
+    seen = torch.bincount(examples.targets[made.sample.order[: STAGES[0]]], minlength=len(shares))
     assert torch.allclose(seen / STAGES[0], shares, atol=0.1)
-    assert sorted(made._order.tolist()) == list(range(600))
+    assert sorted(made.sample.order.tolist()) == list(range(600))
 
 
 def test_a_metric_of_the_users_own_is_stopped_alike() -> None:
@@ -166,15 +216,14 @@ def test_a_metric_of_the_users_own_is_stopped_alike() -> None:
 
 
 def test_what_cannot_be_exported_is_stopped_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = scorer()
-    policy = small(made)
-    expected = made.score(policy, 0.0)
+    policy = small(scorer())
+    expected = scorer().score(policy, 0.0)
 
-    def refuse(*_: object) -> None:
-        raise ExportError("no such operator")
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator")
 
-    monkeypatch.setattr("compressors.exported.export_onnx", refuse)
-    found = made.score(policy, 0.0)
+    monkeypatch.setattr("torch.onnx.export", refuse)
+    found = scorer().score(policy, 0.0)
     assert found.images == STAGES[0] and found.score == pytest.approx(expected.score, abs=1e-3)
 
 

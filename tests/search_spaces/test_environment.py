@@ -7,8 +7,11 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_for_stable_baselines
 
 from agents.contract import contract_evaluation, contract_pricers
+from agents.haq.state import HaqFeatures
+from agents.uniform import BITS
 from search_spaces import Policy, Pricer
 from search_spaces.environment import CompressionEnvironment
+from search_spaces.state_features import Features, StateFeatures
 
 
 def environment(pricer: Pricer) -> CompressionEnvironment:
@@ -83,3 +86,21 @@ def test_an_episode_that_is_over_wants_a_reset() -> None:
     with pytest.raises(RuntimeError, match="call reset"):
         env.step(np.zeros(1, dtype=np.float32))
     assert env.reset(seed=1)[0].shape == env.observation_space.shape
+
+
+@pytest.mark.parametrize("published", [False, True])
+@pytest.mark.parametrize("name", ["two_bounds", "everything"])
+def test_states_along_a_policy_are_those_before_each_decision(name: str, published: bool) -> None:
+    pricer = contract_pricers()[name]
+    space, rng = pricer.space, np.random.default_rng(0)
+    indices = [int(rng.integers(len(d.values))) for d in space.decisions]
+    positions = [i for i in range(len(space)) if i % 3]
+    previous = rng.random(len(positions)).tolist()
+    kinds: list[Features] = [StateFeatures(pricer, published)]
+    if any(d.kind in BITS for d in space.decisions):
+        kinds.append(HaqFeatures(space, published))
+    for features in kinds:
+        found = features.along(positions, indices, previous)
+        each = [features.at(i, indices[:i], p) for i, p in zip(positions, previous, strict=True)]
+        assert found.shape == (len(positions), len(features.names))
+        np.testing.assert_allclose(found, each, rtol=1e-12, atol=1e-12)

@@ -17,7 +17,7 @@ from latency_tables import Kernel, parse_target
 from search_spaces import DecisionKind, LayerFeatures
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
 from search_spaces.network_space import NetworkSpace, build_space, macs_model, size_model
-from search_spaces.ranks import SHARES, RankValues, rank_candidates, rank_values
+from search_spaces.ranks import SHARES, OfferedRanks, rank_candidates, rank_values
 from tests.networks import SHAPE, SMALL, randomized
 
 TARGET = parse_target("x86-ort")
@@ -80,8 +80,8 @@ class RankOfferFor:
     def __init__(self, exclude: tuple[str, ...]) -> None:
         self.exclude = exclude
 
-    def __call__(self, network: nn.Module, structure: Structure, example: Tensor) -> RankValues:
-        return rank_candidates(network, structure, example, TARGET, self.exclude)
+    def __call__(self, network: nn.Module, structure: Structure, example: Tensor) -> OfferedRanks:
+        return OfferedRanks(rank_candidates(network, structure, example, TARGET, self.exclude))
 
 
 def space_of(

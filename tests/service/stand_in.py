@@ -1,6 +1,6 @@
 """A small pipeline in place of the real one: a search whose scores are known.
 
-The job's name says what goes wrong: ``fail``, ``break``, ``die at N`` (once, by kill -9), ``die
+The job's name says what goes wrong: ``fail``, ``break``, ``break at N``, ``die at N`` (once, by kill -9), ``die
 always``, ``slow``, ``deaf`` (does not notice that it is cancelled or was replaced). With ``local``
 in front it scores in its own process instead of Ray's.
 """
@@ -43,6 +43,8 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         os._exit(9)
     name = spec.name.removeprefix("local").strip()
     pinned = context.pin("table", {"pid": os.getpid()})
+    context.pin("space", {"digest": "space"})
+    worked = context.worked()
     context.stage("search", "scoring", 0, spec.agent.evaluations)
     seconds = 0.3 if name in ("slow", "deaf") else 0.01
     done = context.recorded()
@@ -60,17 +62,18 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
             assert finished.ticket == ticket
             outcome = finished.outcome
             failed = isinstance(outcome, Failure)
-            context.record(
-                TrialRecord(
-                    number=number,
-                    told=number,
-                    asked_after=number,
-                    policy={"conv.keep": number},
-                    evaluation=None if failed else outcome.to_json(),
-                    failure=outcome.to_json() if failed else None,
-                )
+            trial = TrialRecord(
+                number=number,
+                told=number,
+                asked_after=number,
+                policy={"conv.keep": number},
+                evaluation=None if failed else outcome.to_json(),
+                failure=outcome.to_json() if failed else None,
             )
+            context.record([trial])
             context.stage("search", "scoring", number + 1, spec.agent.evaluations)
+            if name == f"break at {number}":
+                raise DataError("an image is torn")
             while name == "deaf":
                 time.sleep(1)
     finally:
@@ -78,4 +81,4 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     (context.workdir / "sub").mkdir(exist_ok=True)
     (context.workdir / "sub" / "model.bin").write_bytes(bytes(range(256)))
     (context.workdir / "report.html").write_text("<p>done</p>")
-    return {"pinned": pinned, "resumed": len(done), "pid": os.getpid()}
+    return {"pinned": pinned, "resumed": len(done), "pid": os.getpid(), "worked": worked}

@@ -9,10 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rest_server import SPEC
 
+from service.blobs import Blobs
 from service.contract import trial
 from service.errors import LeaseLost
 from service.heartbeat import EXIT_LEASE_LOST
@@ -83,7 +88,10 @@ def test_a_driver_that_slept_through_its_lease_stops_itself(
     job = create(store, "local slow", 1000)
     driver = drive(settings, job, store.start_attempt(job, 60))
     until(lambda: store.get(job).trials >= 1)
-    driver.send_signal(signal.SIGSTOP)
+    # Not in the middle of a transaction: SQLite's write lock would sleep with it.
+    with store.database.write():
+        driver.send_signal(signal.SIGSTOP)
+        until(lambda: psutil.Process(driver.pid).status() == psutil.STATUS_STOPPED)
     until(lambda: [row.id for row in store.expired()] == [job])
     store.bury(job, 1)
     other = store.claim(job, store.start_attempt(job, 60), "other", 60)
@@ -92,7 +100,7 @@ def test_a_driver_that_slept_through_its_lease_stops_itself(
     assert driver.wait(30) == EXIT_LEASE_LOST
     assert store.get(job).trials == before
     assert store.get(job).state == "running"
-    store.record_trial(other, trial(before))
+    store.record_trials(other, [trial(before)])
 
 
 def test_a_driver_stuck_in_a_step_is_ended_hard(settings: Settings, store: Store) -> None:
@@ -111,7 +119,63 @@ def test_a_cancelled_driver_unwinds(settings: Settings, store: Store) -> None:
     store.cancel(job)
     assert driver.wait(30) == 1
     row = store.get(job)
-    assert row.state == "cancelled" and row.reason is None and store.artifacts(job) == []
+    assert row.state == "cancelled" and row.reason is None and row.report is None
+    report = found(settings, store, job)
+    assert report["state"] == "cancelled" and report["reason"] is None
+    assert report["compressed"] is None and report["met_budget"] is None
+
+
+def found(settings: Settings, store: Store, job: str) -> dict[str, Any]:
+    """The report of a job that ended without a network, held against its trials and its other files."""
+    files = {item.name: item for item in store.artifacts(job)}
+    assert set(files) == {"report.json", "policy.json", "trials.parquet"}
+    read = {
+        name: b"".join(Blobs(settings.data_dir).read(item.path)) for name, item in files.items()
+    }
+    for name, item in files.items():
+        assert len(read[name]) == item.size
+    trials = store.trials(job)[0]
+    table = pq.read_table(pa.BufferReader(read["trials.parquet"])).to_pylist()
+    assert [row["policy:conv.keep"] for row in table] == [t.policy["conv.keep"] for t in trials]
+    report: dict[str, Any] = json.loads(read["report.json"])
+    assert report["evaluations"] == len(trials) and report["wall_seconds"] > 0
+    best = store.get(job).best
+    assert best is not None and report["best"]["number"] == best["number"]
+    policy = json.loads(read["policy.json"])
+    assert policy["values"] == trials[best["number"]].policy and policy["space"] == "space"
+    return report
+
+
+def test_a_failed_job_leaves_what_it_had_found(settings: Settings, store: Store) -> None:
+    job = create(store, "local break at 2", 5)
+    driver = drive(settings, job, store.start_attempt(job, 60))
+    assert driver.wait(60) == 1
+    row = store.get(job)
+    assert row.state == "failed" and row.trials == 3
+    report = found(settings, store, job)
+    assert report["state"] == "failed" and report["reason"] == row.reason
+    assert report["reason"]["detail"] == "an image is torn"
+    assert [item["number"] for item in report["policies"]] == [0, 1, 2]
+
+
+def test_a_killed_drivers_time_counts(settings: Settings, store: Store) -> None:
+    job = create(store, "local slow", 4)
+    first = drive(settings, job, store.start_attempt(job, 60))
+    until(lambda: store.get(job).trials >= 2)
+    first.kill()
+    first.wait(30)
+    store.expire(job, 1)
+    assert store.bury(job, 1) is not None
+    second = drive(settings, job, store.start_attempt(job, 60))
+    assert second.wait(60) == 0
+    row, (killed, whole) = store.get(job), store.attempts(job)
+    assert row.report is not None and row.report["resumed"] >= 2
+    assert killed.claimed is not None and killed.ended is not None
+    assert 0 < row.report["worked"] <= killed.ended - killed.claimed
+    assert whole.claimed is not None and whole.renewed is not None
+    assert store.worked(job, 3) == pytest.approx(
+        row.report["worked"] + whole.renewed - whole.claimed
+    )
 
 
 def test_an_unexpected_error_is_a_reason_without_its_details(

@@ -43,8 +43,8 @@ def context(tmp_path: Path, job: JobSpec | None = None) -> LocalContext:
 def test_an_interrupted_job_goes_on_from_its_trials(tmp_path: Path) -> None:
     with context(tmp_path) as first:
         assert first.recorded() == []
-        first.record(trial(1, told=0))
-        first.record(trial(0, told=1))
+        first.record([trial(1, told=0)])
+        first.record([trial(0, told=1)])
         assert first.pin("table", {"digest": "a", "keys": (1, 2)}) == {
             "digest": "a",
             "keys": [1, 2],
@@ -53,40 +53,40 @@ def test_an_interrupted_job_goes_on_from_its_trials(tmp_path: Path) -> None:
         assert [t.number for t in second.recorded()] == [1, 0]
         assert second.recorded()[0] == trial(1, told=0)
         assert second.pin("table", {"digest": "b"}) == {"digest": "a", "keys": [1, 2]}
-        second.record(trial(2))
+        second.record([trial(2)])
     with context(tmp_path) as third:
         assert len(third.recorded()) == 3
 
 
 def test_a_trial_is_recorded_exactly_once(tmp_path: Path) -> None:
     with context(tmp_path) as job:
-        job.record(trial(0))
-        job.record(trial(0))
+        job.record([trial(0)])
+        job.record([trial(0)])
         assert len(job.recorded()) == 1
         with pytest.raises(ConflictError, match="recorded differently"):
-            job.record(trial(0, cached=True))
+            job.record([trial(0, cached=True)])
         with pytest.raises(ConflictError, match="recorded differently"):
-            job.record(trial(5, told=0))
+            job.record([trial(5, told=0)])
     with context(tmp_path) as job:
         assert job.recorded() == [trial(0)]
 
 
 def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     with context(tmp_path) as job:
-        job.record(trial(0))
+        job.record([trial(0)])
     journal = tmp_path / "out" / JOURNAL_NAME
     with journal.open("a") as file:
         file.write('{"trial": {"number": 1, "to')
     with context(tmp_path) as job:
         assert job.recorded() == [trial(0)]
-        job.record(trial(1))
+        job.record([trial(1)])
     with context(tmp_path) as job:
         assert job.recorded() == [trial(0), trial(1)]
 
 
 def test_an_unfinished_job_is_not_overwritten_and_a_finished_one_is(tmp_path: Path) -> None:
     with context(tmp_path) as job:
-        job.record(trial(0))
+        job.record([trial(0)])
     other = spec(budget={"latency": 0.3})
     with pytest.raises(ConflictError, match="unfinished job with other options"):
         context(tmp_path, other)

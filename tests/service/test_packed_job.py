@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +14,21 @@ import torch
 from safetensors.torch import load_file
 
 import trimtab
+from agents.uniform import uniform_policy
 from compressors.packed import PACKED_FILE, unpack
 from latency_tables import TableStore
+from search_spaces.packed_decisions import WEIGHT_BITS
 from service.demo_networks import digits_cnn
 from service.finalists import FinalistPicker
-from service.job_setup import load_job
+from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.local_context import LocalContext
 from service.packed_prices import packed_size
 from service.pipeline import run_job
 from service.planning import plan
 from service.price_setup import learn_prices
+from service.prices import Prices
+from service.references import references_of
 from service.search_loop import Trial
 from service.sources import Sources
 
@@ -70,6 +75,18 @@ def finished(
     return out, run(spec_of(), out, data_dir)
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[JobSetup, Prices]:
+    """Bits alone are decided."""
+    spec = spec_of(space={"scope": "quantize"})
+    setup = load_job(spec, Sources(), None)
+    prices = learn_prices(
+        setup.compressor, setup.network.network_space, setup.target, data_dir,
+        tmp_path_factory.mktemp("learned"), lambda *_: None, lambda: None, budget=spec.budget,
+    )  # fmt: skip
+    return setup, prices
+
+
 def test_the_bound_holds_on_the_file_itself(finished: tuple[Path, dict[str, Any]]) -> None:
     out, report = finished
     size = (out / PACKED_FILE).stat().st_size
@@ -83,6 +100,52 @@ def test_the_bound_holds_on_the_file_itself(finished: tuple[Path, dict[str, Any]
     assert 0.8 * report["weight_bytes"] < whole < 1.1 * report["weight_bytes"]
     for reference in report["references"].values():
         assert reference is None or reference["packed_bytes"] > 0
+
+
+def test_the_uniform_reference_keeps_the_packed_bound_too(
+    finished: tuple[Path, dict[str, Any]],
+) -> None:
+    _, report = finished
+    limit = report["budget_limits"]["packed_bytes"]
+    reference = report["references"]["uniform_prune_int8"]
+    assert reference["packed_bytes"] <= limit < report["references"]["uniform_int8"]["packed_bytes"]
+    (note,) = [note for note in report["notes"] if note.startswith("uniform prune + int8 holds")]
+    assert re.search(r"at [2-6] bits and keep ratio [01]\.\d\d", note)
+
+
+def test_the_best_uniform_width_is_the_reference(learned: tuple[JobSetup, Prices]) -> None:
+    """Without pruning the ratio plays no part: of the widths within the bound the best one is taken."""
+    setup, prices = learned[0], learned[1].pricer
+    scorer, space = setup.scorer(), setup.network.network_space.space
+    widths = {
+        bits: scorer.compress(uniform_policy(space, 1.0, bits)) for bits in WEIGHT_BITS if bits <= 8
+    }
+    sizes = {bits: packed_size(made) for bits, made in widths.items()}
+    assert sizes[3] < sizes[4] < sizes[8]
+    limit = 1.02 * prices.margin("packed_bytes") * sizes[4]
+    found, notes = references_of(setup, prices.with_limits({"packed_bytes": limit}))
+    policy = found["uniform_prune_int8"]
+    scores = {
+        bits: scorer.score_compressed(made).score
+        for bits, made in widths.items()
+        if sizes[bits] <= limit
+        and prices.with_limits({"packed_bytes": limit}).within(uniform_policy(space, 1.0, bits))
+    }
+    best = max(scores, key=lambda bits: scores[bits])
+    assert policy == uniform_policy(space, 1.0, best)
+    assert packed_size(scorer.compress(policy)) <= limit
+    assert f"at {best} bits to meet" in notes[0]
+
+
+def test_prices_too_low_do_not_make_the_reference_miss_the_bound(
+    learned: tuple[JobSetup, Prices],
+) -> None:
+    setup, prices = learned[0], learned[1].pricer
+    limit = 0.12 * learned[1].uncompressed["packed_bytes"]
+    wrong = prices.corrected("packed_bytes", 0.6).with_limits({"packed_bytes": limit})
+    found, _ = references_of(setup, wrong)
+    made = setup.scorer().compress(found["uniform_prune_int8"])
+    assert packed_size(made) <= limit
 
 
 def test_the_packed_file_is_the_network(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -100,14 +163,9 @@ def test_the_packed_file_is_the_network(finished: tuple[Path, dict[str, Any]]) -
 
 
 def test_prices_far_too_low_are_corrected_by_what_finalists_really_take(
-    data_dir: Path, tmp_path: Path
+    learned: tuple[JobSetup, Prices], tmp_path: Path
 ) -> None:
-    spec = spec_of(space={"scope": "quantize"})
-    setup = load_job(spec, Sources(), None)
-    prices = learn_prices(
-        setup.compressor, setup.network.network_space, setup.target, data_dir, tmp_path,
-        lambda *_: None, lambda: None, budget=spec.budget,
-    )  # fmt: skip
+    setup, prices = learned
     limit = 0.12 * prices.uncompressed["packed_bytes"]
     wrong = replace(prices, pricer=prices.pricer.corrected("packed_bytes", 0.6))
     store = TableStore(tmp_path / "tables")

@@ -77,6 +77,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[J
 
 def test_the_defaults_are_those_of_the_recipe_itself() -> None:
     assert recipe_of(spec_of()) == CompressionRecipe(criterion="fisher")
+    trained = {"finetune": {"epochs": 1}}
+    assert recipe_of(spec_of(**trained)) == CompressionRecipe(criterion="fisher", statistics=True)
+    off = spec_of(recipe={"statistics": False}, **trained)
+    assert recipe_of(off) == CompressionRecipe(criterion="fisher")
     assert CALIBRATIONS == METHODS
 
 
@@ -140,7 +144,7 @@ def test_the_command_line_says_the_same() -> None:
     assert RecipeSpec.model_validate(document()["recipe"]) == RecipeSpec()
     found = document(
         "--calibration", "percentile:99.5", "--bias-correction", "off", "--equalization", "--adaround",
-        "--no-refit", "--statistics",
+        "--no-refit", "--statistics", "on",
     )  # fmt: skip
     assert RecipeSpec.model_validate(found["recipe"]) == RecipeSpec(
         refit=False, statistics=True, calibration="percentile:99.5", bias_correction=False,

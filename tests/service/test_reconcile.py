@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from service.blobs import Blobs
 from service.contract import SPEC, Clock, trial
 from service.database import Database
 from service.errors import RuntimeUnavailable
@@ -16,7 +18,7 @@ from service.runtime import DriverState
 from service.store import Lease, Store
 from service.transitions import JobState
 
-JOB = SPEC | {"model": {"source": "digits_cnn"}}
+JOB = SPEC | {"model": {"source": "digits_cnn"}, "agent": {"name": "random", "seed": 0}}
 
 
 class FakeRuntime:
@@ -57,10 +59,11 @@ class World:
         self.store = Store(Database(f"sqlite:///{path / 'db'}", self.clock))
         migrate(self.store.database.engine)
         self.runtime = FakeRuntime()
+        self.blobs = Blobs(path)
         self.loop = self.another()
 
     def another(self, max_running: int = 1) -> Reconciler:
-        return Reconciler(self.store, self.runtime, max_running, clock=self.clock)
+        return Reconciler(self.store, self.runtime, self.blobs, max_running, clock=self.clock)
 
     def job(self) -> str:
         return self.store.create(JOB).job.id
@@ -104,7 +107,7 @@ def test_a_dead_driver_is_replaced_at_once_when_the_runtime_knows(world: World) 
     job = world.job()
     world.loop.step()
     lease = world.claim(job)
-    world.store.record_trial(lease, trial(0))
+    world.store.record_trials(lease, [trial(0)])
     world.die(job)
     world.loop.step()
     assert world.runtime.submitted == [(job, 1), (job, 2)]
@@ -156,7 +159,7 @@ def test_crashes_with_trials_between_them_are_no_reason_to_give_up(world: World)
     job = world.job()
     for number in range(6):
         world.loop.step()
-        world.store.record_trial(world.claim(job), trial(number))
+        world.store.record_trials(world.claim(job), [trial(number)])
         world.die(job)
     world.loop.step()
     assert world.state(job) == "running" and world.store.get(job).attempt == 7
@@ -170,6 +173,36 @@ def test_a_cancelled_job_without_a_driver_ends(world: World) -> None:
     world.die(job)
     world.loop.step()
     assert world.state(job) == "cancelled"
+    assert world.store.artifacts(job) == []  # without a trial nothing was found
+
+
+def test_what_a_job_had_found_outlives_its_driver(world: World) -> None:
+    job = world.job()
+    world.loop.step()
+    lease = world.claim(job)
+    world.store.pin(lease, "space", {"digest": "d"})
+    world.store.record_trials(lease, [trial(0)])
+    world.store.record_trials(lease, [trial(1, score=0.7)])
+    world.store.cancel(job)
+    world.die(job)
+    world.loop.step()
+    assert world.state(job) == "cancelled"
+    files = {item.name: item.path for item in world.store.artifacts(job)}
+    report = json.loads(b"".join(world.blobs.read(files["report.json"])))
+    assert report["state"] == "cancelled" and report["best"]["number"] == 1
+    policy = json.loads(b"".join(world.blobs.read(files["policy.json"])))
+    assert policy["values"] == trial(1).policy
+
+
+def test_files_that_cannot_be_written_do_not_keep_a_job_from_its_end(world: World) -> None:
+    job = world.job()
+    world.loop.step()
+    world.store.record_trials(world.claim(job), [trial(0)])
+    world.store.cancel(job)
+    (world.blobs.root / "jobs").write_text("a file where the folder should be")
+    world.die(job)
+    world.loop.step()
+    assert world.state(job) == "cancelled" and world.store.artifacts(job) == []
 
 
 def test_a_driver_that_does_not_hear_is_ended_by_force_after_its_time(world: World) -> None:
@@ -205,7 +238,7 @@ def test_a_runtime_that_is_down_is_asked_again_later(world: World) -> None:
 def test_a_released_job_goes_on_with_the_next_server(world: World) -> None:
     job = world.job()
     world.loop.step()
-    world.store.record_trial(world.claim(job), trial(0))
+    world.store.record_trials(world.claim(job), [trial(0)])
     world.loop.release_all()
     world.another().step()
     assert world.runtime.submitted == [(job, 1), (job, 2)]

@@ -72,6 +72,9 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "no budget": (changed(budget={}), ""),
     "unknown field": (changed(colour="red"), "colour"),
     "unknown nested field": (changed(space={"scoop": "joint"}), "space.scoop"),
+    "unknown calibration": (changed(recipe={"calibration": "guess"}), "recipe.calibration"),
+    "unknown option": (changed(recipe={"adaptive": True}), "recipe.adaptive"),
+    "options at odds": (changed(recipe={"adaround": True}, finetune={"epochs": 1}), ""),
     "unknown weights": (
         changed(model={"source": SPEC["model"]["source"], "weights": "0" * 64}),
         "model.weights",
@@ -173,7 +176,7 @@ def test_trials_in_pages_and_the_pareto_front(server: Running) -> None:
         if number == 4:
             assert record.evaluation is not None
             record.evaluation["violations"]["latency_ms"] = 0.1
-        server.store.record_trial(lease, record)
+        server.store.record_trials(lease, [record])
     page = server.http.get(f"/v1/jobs/{lease.job}/trials?limit=2").json()
     assert [item["number"] for item in page["items"]] == [0, 1]
     assert page["next_cursor"] == 2
@@ -200,7 +203,7 @@ def test_the_best_policy_of_objective_latency_is_the_fastest_within_the_drop(
         made = trial(number, 0.3)
         assert made.evaluation is not None
         made.evaluation["top1_drop"] = [drop, drop, drop]
-        server.store.record_trial(lease, made)
+        server.store.record_trials(lease, [made])
     assert server.client().best(lease.job)["number"] == 1
     assert server.client().get(lease.job)["best"]["number"] == 1
 
@@ -256,7 +259,7 @@ def test_health_and_metrics(server: Running) -> None:
     assert server.http.get("/healthz").json() == {"status": "ok"}
     assert server.http.get("/readyz").status_code == 200
     lease = running_job(server)
-    server.store.record_trial(lease, trial(0))
+    server.store.record_trials(lease, [trial(0)])
     server.http.get(f"/v1/jobs/{lease.job}")
     text = server.http.get("/metrics").text
     assert 'trimtab_jobs{state="running"} 1.0' in text

@@ -24,7 +24,7 @@ class Pool:
         self._evaluate = evaluate
         self._waiting: list[tuple[int, Policy]] = []
         self.asked: list[tuple[Policy, float | None]] = []
-        self.capacity = 3
+        self.capacity, self.backlog = 3, 0
 
     @property
     def in_flight(self) -> int:
@@ -49,7 +49,7 @@ def search(
     pricer: Pricer = toy.pricer(latency_ms=0.6)
     records: list[TrialRecord] = []
     loop = SearchLoop(
-        RandomAgent(pricer.space, pricer, 5), pricer, records.append, lambda: None,
+        RandomAgent(pricer.space, pricer, 5), pricer, records.extend, lambda: None,
         lambda *_: None, contenders,
     )  # fmt: skip
     loop.replay(earlier)

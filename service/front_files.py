@@ -1,0 +1,127 @@
+"""The members of a front as files, and their lines in the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressors import Compressed, save
+from compressors.exporter import export_onnx, save_onnx
+from compressors.packed import PACKED_FILE, pack_network, write_whole
+from search_spaces import Evaluation, Policy
+from search_spaces.dominance import nondominated
+from search_spaces.front import FrontAxes
+from service.file_results import Comparison, Measured, drop_json
+from service.job_files import write_json
+from service.job_setup import JobSetup
+from service.prices import Prices
+from service.reporting import held
+
+# Where the files of members other than the delivered one lie.
+FOLDER = "front"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A compressed network that a job delivers, trained where training was asked for.
+
+    Attributes:
+        costs: of its file when it was picked; those that follow from the file itself are taken from it.
+    """
+
+    policy: Policy
+    compressed: Compressed
+    evaluation: Evaluation
+    costs: Mapping[str, float]
+
+    @property
+    def folder(self) -> str:
+        """Of its files within the job's, where it is not the delivered one."""
+        return f"{FOLDER}/{self.policy.digest}"
+
+    @property
+    def name(self) -> str:
+        """Among the files that are measured."""
+        return f"{FOLDER}_{self.policy.digest}"
+
+
+def export_member(setup: JobSetup, member: Member, workdir: Path) -> tuple[Path, int]:
+    """Leaves the same files of a member as of the delivered network.
+
+    Returns:
+        The exported file, and the bytes of the packed one.
+    """
+    folder = workdir / member.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    network, plan = member.compressed.network, member.compressed.plan
+    file = folder / setup.target.artifact_name
+    save_onnx(export_onnx(network, plan, setup.target.batch), file)
+    packed = pack_network(network, plan)
+    write_whole({folder / PACKED_FILE: packed})
+    save(network, plan, folder)
+    space = setup.network.network_space.space
+    write_json(
+        folder / "policy.json",
+        member.policy.to_json(space.ids) | {"decisions": space.to_json()["decisions"]},
+    )
+    return file, len(packed)
+
+
+def front_json(
+    setup: JobSetup,
+    prices: Prices,
+    limits: Mapping[str, float],
+    axes: FrontAxes,
+    members: Sequence[Member],
+    measured: Mapping[str, Measured],
+    compared: Comparison,
+) -> list[dict[str, Any]]:
+    """``front`` of the report, a document a member, the delivered one first.
+
+    ``on_front`` says whether no other member has both a higher score and lower costs now that the files' own costs are
+    known.
+
+    Args:
+        members: the delivered one first; it was measured as ``compressed``.
+    """
+    names = ["compressed", *(member.name for member in members[1:])]
+    have = [held(setup.spec.budget, prices, measured[n], compared, n) for n in names]
+    points = []
+    for member, name in zip(members, names, strict=True):
+        file = measured[name]
+        exact = {
+            "size_bytes": file.size_bytes,
+            "packed_bytes": file.packed_bytes,
+            "macs": file.macs,
+        }
+        points.append(axes.losses(member.evaluation.score, {**member.costs, **exact}))
+    found = []
+    for member, name, own, best in zip(
+        members, names, have, nondominated(np.array(points)), strict=True
+    ):
+        misses = {q: own[q] / v - 1 for q, v in limits.items() if own[q] > v * (1 + 1e-9)}
+        folder = "" if name == "compressed" else f"{member.folder}/"
+        found.append(
+            {
+                "policy": member.policy.digest,
+                "delivered": name == "compressed",
+                "artifact": f"{folder}{setup.target.artifact_name}",
+                "score": member.evaluation.score,
+                "interval": list(member.evaluation.interval),
+                **measured[name].to_json(),
+                "accuracy_drop": drop_json(measured["baseline"], measured[name]),
+                "latency_ratio": {
+                    "estimate": compared.ratios[name],
+                    "ci95": list(compared.intervals[name]) if compared.measured else None,
+                },
+                "energy_ratio": compared.energy_ratios.get(name),
+                "met_budget": not misses,
+                "violations": misses,
+                "on_front": bool(best),
+            }
+        )
+    return found
