@@ -14,10 +14,11 @@ from agents.errors import AgentError
 from agents.evolution import EvolutionAgent, EvolutionSettings
 from agents.greedy import GreedyAgent
 from agents.haq import HaqAgent
+from agents.model_guided import ModelGuidedAgent, ModelGuidedSettings
 from agents.objective import Objective, ObjectiveKind
 from agents.protocol import Agent, Proposal
 from agents.random_search import RandomAgent
-from agents.registry import AGENTS, AgentEntry, agent_names, check_agent, make_agent, make_auto
+from agents.registry import AGENTS, AgentEntry, agent_names, check_agent, make_agent
 from agents.search_agent import SearchAgent
 from agents.uniform import (
     UniformAgent,
@@ -43,6 +44,8 @@ __all__ = [
     "EvolutionSettings",
     "GreedyAgent",
     "HaqAgent",
+    "ModelGuidedAgent",
+    "ModelGuidedSettings",
     "Objective",
     "ObjectiveKind",
     "Proposal",
@@ -54,7 +57,6 @@ __all__ = [
     "best_uniform",
     "check_agent",
     "make_agent",
-    "make_auto",
     "precisions",
     "uniform_policies",
     "uniform_policy",

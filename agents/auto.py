@@ -51,10 +51,9 @@ class AutoSettings:
 class AutoAgent:
     """Takes turns among agents that all learn from every evaluation.
 
-    Evolution begins, as it spreads over the space for next to no computation; then it takes turns with agents that
-    model the scores. Dynamic programming is no member by default: on the recorded evaluations of ResNet-20, whose
-    prices have terms over many decisions, it found worse policies in thirty times the computation. Those were two
-    seeds a setting and no contest; which members are best is not settled.
+    It is ``auto`` of jobs that ask for a front (``make_front_agent``); where one policy is asked for, ``auto`` is a
+    ``ModelGuidedAgent``. Evolution begins, as it spreads over the space for next to no computation; then it takes turns
+    with agents that model the scores. Which members are best is not settled.
 
     Args:
         members: by name, made for the same space, prices and objective.

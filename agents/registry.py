@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from agents.amc import AmcAgent
-from agents.auto import AutoAgent, AutoSettings
 from agents.cmaes import CmaesAgent
 from agents.dp import DpAgent
 from agents.errors import AgentError
 from agents.evolution import EvolutionAgent
 from agents.greedy import GreedyAgent
 from agents.haq import HaqAgent
+from agents.model_guided import ModelGuidedAgent
 from agents.objective import Objective
 from agents.protocol import Agent
 from agents.random_search import RandomAgent
@@ -141,12 +141,13 @@ def _uniform(
 def _auto(
     space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
 ) -> Agent:
-    return make_auto(space, pricer, evaluations, seed, objective)
+    return ModelGuidedAgent(space, pricer, evaluations, seed, objective)
 
 
 AGENTS: Mapping[str, AgentEntry] = {
     "auto": AgentEntry(
-        "what we choose for you: evolution first, then tpe, cmaes and evolution in turn", _auto
+        "what we choose for you: evolution in turns with a Gaussian process that picks children",
+        _auto,
     ),
     "amc": AgentEntry(
         "reinforcement learning (DDPG), one action a decision (AMC, He et al. 2018)", _amc
@@ -172,23 +173,6 @@ AGENTS: Mapping[str, AgentEntry] = {
     "random": AgentEntry("uniform draws within the budget, no policy twice", _random),
     "uniform": AgentEntry("one keep ratio and one precision for the whole network", _uniform),
 }
-
-
-def make_auto(
-    space: SearchSpace,
-    pricer: Pricer,
-    evaluations: int,
-    seed: int,
-    objective: Objective | None = None,
-    settings: AutoSettings | None = None,
-) -> AutoAgent:
-    """The portfolio with the members its settings name; arguments and errors as ``make_agent``."""
-    settings = settings or AutoSettings()
-    members = {
-        name: make_agent(name, space, pricer, evaluations, seed, objective)
-        for name in settings.members
-    }
-    return AutoAgent(space, members, evaluations, settings)
 
 
 def agent_names() -> tuple[str, ...]:

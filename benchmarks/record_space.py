@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 
 import trimtab
-from evaluation.device_scoring import DeviceScorer
+from evaluation.device_scoring import DeviceScorerBuilder
 from evaluation.outcome import outcome_of
+from evaluation.pool import Scorer, ScorerFactory
 from evaluation.recording import Recorded, Recording, load_recording, save_recording
-from evaluation.scoring import PolicyScorer, ScorerBuilder
 from latency_tables.host import HostFingerprint
 from search_spaces import Evaluation, Failure, Policy, Pricer
 from search_spaces.latency_model import sample_policies
@@ -46,7 +46,7 @@ _TOURNAMENT = 4
 _FOUNDERS = 200
 _SAVE_SECONDS = 60.0
 
-_scorer: PolicyScorer | DeviceScorer | None = None
+_scorer: Scorer | None = None
 
 
 def main() -> int:
@@ -94,7 +94,8 @@ def record(args: argparse.Namespace, scratch: Path) -> None:
         f"{args.source}: {len(recording.space)} decisions, {len(recording.rows)} evaluated",
         flush=True,
     )
-    builder = setup.scorer_builder(scratch)
+    on_cpu = setup.scorer_builder(scratch)
+    builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
     space = setup.network.network_space
     explorer = Explorer(recording, space, np.random.default_rng([args.seed, len(recording.rows)]))
     known = {row.policy for row in recording.rows}
@@ -103,7 +104,7 @@ def record(args: argparse.Namespace, scratch: Path) -> None:
     begun = saved = time.monotonic()
     failed = 0
     with ProcessPoolExecutor(
-        args.workers, multiprocessing.get_context("spawn"), _begin_worker, (builder, args.device)
+        args.workers, multiprocessing.get_context("spawn"), _begin_worker, (builder,)
     ) as pool:
         while True:
             have = len(recording.rows) + len(fresh)
@@ -242,11 +243,10 @@ class Explorer:
         return pricer.fill(policy) if self._rng.uniform() < 0.5 else policy
 
 
-def _begin_worker(builder: ScorerBuilder, device: str) -> None:
+def _begin_worker(builder: ScorerFactory) -> None:
     global _scorer
     torch.set_num_threads(1)
-    scorer = builder()
-    _scorer = scorer if device == "cpu" else DeviceScorer(scorer, device)
+    _scorer = builder()
 
 
 def _score(policy: Policy) -> Evaluation | Failure:

@@ -35,6 +35,7 @@ from benchmarks.process_pool import ProcessPool
 from benchmarks.verify_artifacts import FLOAT, UNIFORM, accuracy_of, drop_of
 from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
+from evaluation.device_scoring import DeviceScorerBuilder
 from evaluation.splits import Examples, gather
 from evaluation.stopping import CONTENDERS
 from latency_tables import HostFingerprint, TableStore, Target
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("--test-images", type=int, default=10_000)
     parser.add_argument("--data-dir", type=Path, help="keeps tables between runs")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="that policies are scored on")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -148,7 +150,9 @@ class Run:
         loop = SearchLoop(
             agent, pricer, lambda _: None, lambda: None, self._say, contenders=CONTENDERS
         )
-        pool = ProcessPool(job.scorer_builder(self._scratch), args.workers)
+        on_cpu = job.scorer_builder(self._scratch)
+        builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
+        pool = ProcessPool(builder, args.workers)
         try:
             deadline = self._begun + args.seconds - args.finalist_seconds
             trials = loop.run(pool, args.evaluations, deadline)

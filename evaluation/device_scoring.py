@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from compressors.call_graph import channels_last
 from compressors.compressor import Compressed
 from compressors.quantization import QuantizedNetwork
-from evaluation.scoring import PolicyScorer
+from evaluation.scoring import PolicyScorer, ScorerBuilder
 from search_spaces.evaluation import Evaluation
 from search_spaces.policy import Policy
 
@@ -58,3 +58,14 @@ class DeviceScorer:
         with torch.no_grad():
             parts = [network(part) for part in torch.split(self._images, _BATCH)]
         return torch.cat(parts).cpu()
+
+
+@dataclass(frozen=True)
+class DeviceScorerBuilder:
+    """Builds a ``DeviceScorer`` in a worker process."""
+
+    builder: ScorerBuilder
+    device: str
+
+    def __call__(self) -> DeviceScorer:
+        return DeviceScorer(self.builder(), self.device)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
 _AGENT_NOTES = {
-    "auto": "what we recommend: evolution to begin with, then tpe, cmaes and evolution in turn",
+    "auto": "what we recommend: evolution, in turns with a Gaussian process that picks children",
     "amc": "learns layer by layer with DDPG (He et al. 2018)",
     "haq": "learns bits layer by layer with DDPG (Wang et al. 2019)",
     "ddpg": "DDPG of stable-baselines3 on an episode a policy",

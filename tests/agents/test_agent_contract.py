@@ -18,6 +18,8 @@ from agents import (
     EvolutionSettings,
     GreedyAgent,
     HaqAgent,
+    ModelGuidedAgent,
+    ModelGuidedSettings,
     RandomAgent,
     UniformAgent,
 )
@@ -101,6 +103,13 @@ class TestAgingEvolution(AgentContract):
     def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
         settings = EvolutionSettings(5, 3)
         return EvolutionAgent(pricer.space, pricer, evaluations, seed, settings=settings)
+
+
+class TestModelGuided(AgentContract):
+    def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
+        # The model chooses from the third evaluation on, or the suite would see evolution alone.
+        guidance = ModelGuidedSettings(draws=2, begin=3, share=0.75, candidates=40)
+        return ModelGuidedAgent(pricer.space, pricer, evaluations, seed, guidance=guidance)
 
 
 class TestGreedy(AgentContract):

@@ -6,8 +6,8 @@ import torch
 from agents import (
     AgentError,
     AmcAgent,
-    AutoAgent,
     HaqAgent,
+    ModelGuidedAgent,
     RandomAgent,
     UniformAgent,
     agent_names,
@@ -24,7 +24,7 @@ def test_makes_every_agent_by_name() -> None:
     pricer = contract_pricers()["joint"]
     made = {name: make_agent(name, pricer.space, pricer, 60, 0) for name in agent_names()}
     for name, kind in [
-        ("auto", AutoAgent),
+        ("auto", ModelGuidedAgent),
         ("amc", AmcAgent),
         ("haq", HaqAgent),
         ("random", RandomAgent),

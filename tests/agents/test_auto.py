@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 
 from agents import AgentError, AutoAgent, AutoSettings, EvolutionAgent, GreedyAgent, UniformAgent
-from agents.contract import contract_evaluation, contract_pricers, drive
-from agents.registry import make_auto
+from agents.contract import contract_pricers, drive
 
 PRICER = contract_pricers()["joint"]
 
@@ -58,11 +57,3 @@ def test_states_of_other_members_are_refused() -> None:
     other = AutoAgent(PRICER.space, {"b": evolution(0)}, 8, AutoSettings("b", 0.5, ("b",)))
     with pytest.raises(AgentError, match="other members: a"):
         other.load_state_dict(one.state_dict())
-
-
-def test_as_registered_it_proposes_what_dp_does_first() -> None:
-    agent = make_auto(PRICER.space, PRICER, 10, 0)
-    (p,) = agent.ask()
-    agent.tell(p.id, p.policy, contract_evaluation(p.policy, PRICER))
-    assert PRICER.within(p.policy)
-    assert agent.ask(1)

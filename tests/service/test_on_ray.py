@@ -27,7 +27,7 @@ from service.server import serve
 from service.settings import Settings
 serve(Settings.load({}, **json.loads(sys.argv[1])))
 """
-_SECONDS = 90.0
+_SECONDS = 240.0
 
 
 class Server:
