@@ -58,9 +58,9 @@ class Setting:
     @property
     def recipe(self) -> CompressionRecipe:
         named = [] if self.option == "none" else self.option.split("+")
-        return CompressionRecipe(
-            calibration=self.calibration, **{SWITCHES[name]: True for name in named}
-        )
+        # Each is said: left open, bias correction is done below 8 bits.
+        switches = {field: name in named for name, field in SWITCHES.items()}
+        return CompressionRecipe(calibration=self.calibration, **switches)
 
     @property
     def plain(self) -> Setting:
