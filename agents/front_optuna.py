@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import optuna
-from optuna.trial import TrialState, create_trial
+from optuna.study import StudyDirection
+from optuna.trial import TrialState
 
 from agents.bound_span import BoundSpan, SampledFeasible
 from agents.errors import AgentError
@@ -79,58 +78,6 @@ class FrontOptunaAgent(OptunaAgent):
             point[0] = 0.0
         self._study.tell(number, [float(v) for v in point])
 
-    def _new_study(self) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = optuna.storages.InMemoryStorage()
-        self._study = optuna.create_study(
-            storage=self._storage,
-            study_name="search",
-            directions=["minimize"] * (1 + len(self._axes.quantities)),
-        )
-        self._study_id = self._storage.get_study_id_from_name("search")
-
-    def _trial(
-        self,
-        state: TrialState,
-        policy: Policy,
-        values: Sequence[float] | None,
-        attributes: Mapping[str, Any],
-    ) -> optuna.trial.FrozenTrial:
-        params = zip(self._space.ids, (int(i) for i in self._space.indices(policy)), strict=True)
-        return create_trial(
-            state=state,
-            values=values,
-            params=dict(params),
-            distributions=self._distributions,
-            system_attrs=dict(attributes),
-        )
-
-    def _state(self) -> dict[str, Any]:
-        trials = [
-            [
-                trial.state.name,
-                [int(trial.params[id]) for id in self._space.ids],
-                list(trial.values) if trial.state is TrialState.COMPLETE else None,
-                dict(trial.system_attrs),
-            ]
-            for trial in self._study.get_trials(deepcopy=False)
-        ]
-        return {
-            "sampler": self._name,
-            "seed": self._seed,
-            "trials": trials,
-            "study": dict(self._storage.get_study_system_attrs(self._study_id)),
-            "open_trials": sorted(self._open_trials.items()),
-        }
-
-    def _load(self, state: dict[str, Any]) -> None:
-        if state["sampler"] != self._name:
-            raise AgentError(f"{self._name} cannot load the state of {state['sampler']}")
-        self._new_study()
-        self._seed = int(state["seed"])
-        for name, indices, values, attributes in state["trials"]:
-            policy = self._space.from_indices(indices)
-            self._study.add_trial(self._trial(TrialState[name], policy, values, attributes))
-        for key, attribute in state["study"].items():
-            self._storage.set_study_system_attr(self._study_id, key, attribute)
-        self._open_trials = {int(id): int(number) for id, number in state["open_trials"]}
+    @property
+    def _directions(self) -> list[StudyDirection]:
+        return [StudyDirection.MINIMIZE] * (1 + len(self._axes.quantities))

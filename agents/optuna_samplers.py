@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import optuna
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
 from agents.errors import AgentError
@@ -138,11 +138,16 @@ class OptunaAgent(SearchAgent):
         # Samplers take 32 bits; consecutive ones are independent streams of NumPy's generator.
         return (self._seed * 1_000_003 + id) % 2**32
 
+    @property
+    def _directions(self) -> list[StudyDirection]:
+        """Of the objectives of a trial: here one, the reward."""
+        return [StudyDirection.MAXIMIZE]
+
     def _new_study(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = optuna.storages.InMemoryStorage()
         self._study = optuna.create_study(
-            storage=self._storage, study_name="search", direction="maximize"
+            storage=self._storage, study_name="search", directions=self._directions
         )
         self._study_id = self._storage.get_study_id_from_name("search")
 
@@ -162,13 +167,13 @@ class OptunaAgent(SearchAgent):
         self,
         state: TrialState,
         policy: Policy,
-        value: float | None,
+        values: Sequence[float] | None,
         attributes: Mapping[str, Any],
     ) -> optuna.trial.FrozenTrial:
         params = zip(self._space.ids, (int(i) for i in self._space.indices(policy)))
         return create_trial(
             state=state,
-            value=value,
+            values=values,
             params=dict(params),
             distributions=self._distributions,
             system_attrs=dict(attributes),
@@ -179,7 +184,7 @@ class OptunaAgent(SearchAgent):
             [
                 trial.state.name,
                 [int(trial.params[id]) for id in self._space.ids],
-                trial.value if trial.state is TrialState.COMPLETE else None,
+                list(trial.values) if trial.state is TrialState.COMPLETE else None,
                 dict(trial.system_attrs),
             ]
             for trial in self._study.get_trials(deepcopy=False)
@@ -197,10 +202,9 @@ class OptunaAgent(SearchAgent):
             raise AgentError(f"{self._name} cannot load the state of {state['sampler']}")
         self._new_study()
         self._seed = int(state["seed"])
-        for name, indices, value, attributes in state["trials"]:
+        for name, indices, values, attributes in state["trials"]:
             policy = self._space.from_indices(indices)
-            value = None if value is None or not math.isfinite(value) else float(value)
-            self._study.add_trial(self._frozen(TrialState[name], policy, value, attributes))
+            self._study.add_trial(self._frozen(TrialState[name], policy, values, attributes))
         for key, attribute in state["study"].items():
             self._storage.set_study_system_attr(self._study_id, key, attribute)
         self._open_trials = {int(id): int(number) for id, number in state["open_trials"]}
