@@ -85,18 +85,16 @@ class BoundSpan:
         pricers = [
             self.at([1 - (k + 0.5 * whole) / levels] * len(self.quantities)) for k in range(levels)
         ]
-        turns: list[Policy] = []
+        priced: list[list[tuple[Policy, dict[str, float]]]] = []
         for precision in precisions(space):
-            ratios = [
+            ratios = dict.fromkeys(
                 uniform_policy(space, step / STEPS, precision) for step in range(STEPS, 0, -1)
-            ]
-            costs = [self._pricer.costs(policy) for policy in dict.fromkeys(ratios)]
-            for pricer in pricers:
-                within = (
-                    policy
-                    for policy, cost in zip(dict.fromkeys(ratios), costs, strict=True)
-                    if not pricer.violations(cost)
-                )
+            )
+            priced.append([(policy, self._pricer.costs(policy)) for policy in ratios])
+        turns: list[Policy] = []
+        for pricer in pricers:
+            for own in priced:
+                within = (policy for policy, costs in own if not pricer.violations(costs))
                 turns += [policy for policy in (next(within, None),) if policy is not None]
         return list(dict.fromkeys(turns)) or best_uniforms(space, self._pricer)
 

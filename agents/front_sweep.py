@@ -29,7 +29,7 @@ class SweptAgent:
     for, violations held against its own bounds, and, where it can, from what others asked for that keeps them.
 
     Args:
-        space, pricer: of the job, with its limits.
+        space: of the job.
         evaluations: shared by the members; there is one for every 20, two at least and six at most.
         build: makes a member from its prices and its share of the evaluations.
         span: of the bounds.

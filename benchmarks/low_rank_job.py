@@ -12,7 +12,7 @@ under a bound on latency:
 
     python -m benchmarks.low_rank_job --zoo ../shared/zoo --out DIR [--workers 2] [--json FILE]
 
-Weights and kernel times stay in DIR. About 200 s on two cores with the weights at hand, and the training before that.
+Weights and kernel times stay in DIR.
 """
 
 from __future__ import annotations

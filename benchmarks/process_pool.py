@@ -50,7 +50,11 @@ class ProcessPool:
             BrokenProcessPool: a worker died, or could not build its scorer.
         """
         done, _ = wait(self._flying, timeout, FIRST_COMPLETED)
-        return [Finished(self._flying.pop(future), *future.result()) for future in done]
+        # In the order they were submitted: a search is told equals alike in every run.
+        return sorted(
+            (Finished(self._flying.pop(future), *future.result()) for future in done),
+            key=lambda finished: finished.ticket,
+        )
 
     def close(self) -> None:
         self._flying.clear()

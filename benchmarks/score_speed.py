@@ -11,7 +11,7 @@ they once were (traced anew for the file, all search images), and the two rankin
         --code-path ../shared/zoo --agent evolution --workers 2 [--policies 100] [--again 8] [--json FILE]
 
 Prices are made up (multiply-accumulates, those in integers at half the price), so that nothing but scoring is timed.
-Nothing else may run on the machine meanwhile. Needs neither Ray nor a server; agent ``auto`` needs Optuna.
+Nothing else may run on the machine meanwhile. Needs neither Ray nor a server.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import os
 import sys
@@ -58,9 +57,7 @@ def main() -> int:
     parser.add_argument("--zoo", type=Path, required=True, help="folder of cifar_zoo.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bound", type=float, default=0.75, help="share of uniform int8's time")
-    parser.add_argument(
-        "--agent", default="auto" if importlib.util.find_spec("optuna") else "evolution"
-    )
+    parser.add_argument("--agent", default="auto")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--evaluations", type=int, default=2000)
     parser.add_argument(

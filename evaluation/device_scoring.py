@@ -22,8 +22,8 @@ class DeviceScorer:
 
     The same recipe, images and score as the scorer's own, with fake quantization in place of the exported file:
     where a sum falls between two activation levels the two round apart, and sums are added in another order.
-    On twelve policies of the zoo's networks scores were within 0.003 nats. All search images are always run. Rankings of channels are the
-    scorer's, so that every device keeps the same ones.
+    On twelve policies of the zoo's networks scores were within 0.003 nats. All search images are always run. Rankings
+    of channels are the scorer's, so that every device keeps the same ones.
 
     Args:
         scorer: of the network, on the CPU.

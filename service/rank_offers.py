@@ -69,7 +69,7 @@ class RankOffers:
         """Those of a job: in its own context missing kernels are timed, elsewhere only the table is asked."""
         known = (
             target,
-            spec.budget,
+            spec.priced,
             spec.objective,
             spec.space.scope,
             spec.space.exclude,

@@ -121,7 +121,7 @@ class AmcAgent:
       800 episodes can wait for that.
     - 8 gradient steps an episode on 256 transitions each instead of one a transition on 64, the
       warm-up's ones taken when it ends, and an actor rate of 1e-3: as many transitions as 32 steps
-      of the published batch, in a third of the time.
+      of the published batch.
     - Networks of 128-128: on the toy network of the tests no worse than 300-300 (8 seeds) in half
       the time, which the evaluators on the same machine lack.
     - Rewards are divided by their standard deviation: how far scores differ depends on network and
