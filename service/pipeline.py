@@ -31,7 +31,7 @@ from service.file_results import measure_files
 from service.finalist_rounding import FinalistRounding, recipe_json
 from service.finalist_training import finetuned
 from service.finalists import Finalist, FinalistPicker
-from service.front_files import Member, export_member, front_json
+from service.front_files import FOLDER, Member, export_member, front_json
 from service.front_job import FrontProgress, axes_of
 from service.job_files import write_json, write_trials
 from service.job_setup import JobSetup, load_job
@@ -325,6 +325,8 @@ def _report(
     whole = prices.uncompressed["latency_ms"]
     # As the search saw it, before any correction.
     predicted = {"compressed": prices.pricer.costs(policy)["latency_ms"] / whole}
+    # An earlier attempt, or an earlier job in the same folder, may have left members that are none of this front.
+    shutil.rmtree(context.workdir / FOLDER, ignore_errors=True)
     for member in members[1:]:
         files[member.name], packed[member.name] = export_member(setup, member, context.workdir)
         costs = prices.pricer.costs(member.policy)

@@ -230,10 +230,13 @@ def test_a_front_within_a_budget_is_resumed_to_the_same_policies(
     ):
         run_job(spec, context)
     resumed = True
+    # Of an earlier job in the same folder: it must not be delivered with this one.
+    stale = tmp_path / "front" / "0123456789abcdef"
+    stale.mkdir(parents=True)
     with CutOff(spec, tmp_path, data_dir, Sources(), weights, threads=1) as context:
         report = run_job(spec, context)
         trials = context.recorded()
-    assert len(trials) == 6
+    assert len(trials) == 6 and not stale.exists()
     limit = report["budget_limits"]["latency_ms"]
     for trial in trials:
         assert trial.evaluation is not None and not trial.evaluation["violations"]
