@@ -67,8 +67,14 @@ class CutFiles:
             plan: of the network, without factored layers.
 
         Raises:
-            ExportError: the graph holds a number that is no parameter of the network.
+            ExportError: the graph holds a number that is no parameter of the network, or lacks what the plan names.
         """
+        try:
+            return self._filled(network, plan)
+        except KeyError as error:
+            raise ExportError(f"the cut graph has no {error}") from error
+
+    def _filled(self, network: nn.Module, plan: Plan) -> onnx.ModelProto:
         model = self._skeleton.cut(plan.dropped, plan.channels, plan.weights.keys(), {})
         graph = model.graph
         sites = sorted(plan.activations, key=self._place.__getitem__)

@@ -106,6 +106,7 @@ def hardtanh(
     return F.hardtanh(x, min_val, max_val, inplace=True)
 
 
+_SUMS = ("add", "__add__", "__radd__")
 _IN_PLACE: Mapping[str, Callable[..., Tensor]] = {f.__name__: f for f in (relu, relu6, hardtanh)}
 
 
@@ -115,7 +116,8 @@ def _in_place(
     """A call's equal that overwrites an operand, or the call itself where there is none."""
     if name in _IN_PLACE and args and isinstance(args[0], Tensor):
         return _IN_PLACE[name], args, kwargs
-    if name == "add" and not kwargs and len(args) == 2:
+    # ``x += y`` says itself which operand it overwrites: others may hold that one.
+    if name == "add" and func.__name__ in _SUMS and not kwargs and len(args) == 2:
         kept, other = args[place], args[1 - place]
         # A sum of another shape, type or layout is no tensor of the operand's form.
         if (

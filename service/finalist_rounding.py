@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from compressors import Compressor, Plan
+from compressors.errors import PruningError
+from evaluation.errors import ScoringError
 from evaluation.scoring import PolicyScorer
 from search_spaces import Pricer
 from search_spaces.budget import PACKED
@@ -47,8 +49,14 @@ class FinalistRounding:
         """
         if not finalist.compressed.plan.quantized:
             return finalist
-        compressed = self._scorer.compress(finalist.policy)
-        evaluation = self._scorer.score_compressed(compressed)
+        named = f"adaptive rounding of finalist {finalist.policy.digest}"
+        try:
+            compressed = self._scorer.compress(finalist.policy)
+            evaluation = self._scorer.score_compressed(compressed)
+        except (PruningError, ScoringError) as error:
+            # The search is done: what it found is not lost for an option that fails.
+            self.notes.append(f"{named}: left out, as it failed: {error}")
+            return finalist
         costs = finalist.costs
         if PACKED in pricer.models:
             costs = costs.with_quantity(PACKED, packed_size(compressed))
@@ -60,9 +68,7 @@ class FinalistRounding:
             left = "left out"
         else:
             left = ""
-        self.notes.append(
-            f"adaptive rounding of finalist {finalist.policy.digest}: search score {scores}, {left or 'kept'}"
-        )
+        self.notes.append(f"{named}: search score {scores}, {left or 'kept'}")
         if left:
             return finalist
         self.kept.add(finalist.policy.digest)

@@ -40,6 +40,9 @@ class Journal:
         self.earlier_seconds = 0.0
         self._begun = time.monotonic()
         self.trials: list[TrialRecord] = []
+        # Of the same trials: batches are many, and none shall go through all that were before.
+        self._by_number: dict[int, TrialRecord] = {}
+        self._places: set[int] = set()
         self.pins: dict[str, dict[str, Any]] = {}
         self._finished = False
         self._read(key)
@@ -54,12 +57,15 @@ class Journal:
         Raises:
             ConflictError: another trial has the number of one of them or its place in the order of telling.
         """
-        fresh = unrecorded(
-            trials, {known.number: known for known in self.trials}, {t.told for t in self.trials}
-        )
+        fresh = unrecorded(trials, self._by_number, self._places)
         if fresh:
             self._append(*({"trial": asdict(trial)} for trial in fresh))
-            self.trials.extend(fresh)
+            self._take(fresh)
+
+    def _take(self, trials: Sequence[TrialRecord]) -> None:
+        self.trials.extend(trials)
+        self._by_number.update({trial.number: trial for trial in trials})
+        self._places.update(trial.told for trial in trials)
 
     def pin(self, name: str, value: dict[str, Any]) -> dict[str, Any]:
         """Stores ``value`` unless there is one; returns what is stored."""
@@ -116,7 +122,7 @@ class Journal:
             self.earlier_seconds = line.get("worked", self.earlier_seconds)
             if "trial" in line:
                 given = {k: v for k, v in line["trial"].items() if k in _TRIAL_FIELDS}
-                self.trials.append(TrialRecord(**given))
+                self._take([TrialRecord(**given)])
             elif "pin" in line:
                 self.pins.setdefault(line["pin"], line["value"])
         os.truncate(self.path, len(whole) + 1 if newline else 0)

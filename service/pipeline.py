@@ -147,8 +147,10 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     finalists = picker.pick(trials, spec.finetune.finalists if several else 1)
     rounding = FinalistRounding(setup) if spec.recipe.adaround else None
     if rounding is not None:
-        context.stage("finalists", "rounding adaptively", 0, 0)
-        finalists = [rounding.better(finalist, picker.pricer) for finalist in finalists]
+        for k, finalist in enumerate(finalists):
+            context.stage("finalists", "rounding adaptively", k, len(finalists))
+            context.check()
+            finalists[k] = rounding.better(finalist, picker.pricer)
     members, notes = _finish(spec, setup, finalists, context, hidden, limits.get(PACKED, math.inf))
     winner = members[0]
     rounded = rounding is not None and winner.policy.digest in rounding.kept

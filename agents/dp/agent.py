@@ -96,7 +96,10 @@ class DpAgent(SearchAgent):
         self._anchors = best_uniforms(space, pricer)
         costs = [pricer.models[q] for q in pricer.limits]
         sizes = [len(d.values) for d in space.decisions]
-        self._exact = largest_table([*costs, _shape(space)], sizes) <= TABLES
+        priced = [*costs, _shape(space)]
+        if self._objective.kind is ObjectiveKind.LATENCY:
+            priced.append(pricer.models["latency_ms"])  # is what the program minimises, bounded or not
+        self._exact = largest_table(priced, sizes) <= TABLES
         self._exchanges = Exchanges(space, costs)
         self._indices = PolicyIndices(space)
         self._drawn = 0 if self._exact else int(DRAWN * evaluations)

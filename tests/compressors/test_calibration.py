@@ -199,3 +199,30 @@ def test_solving_is_ridge_regression_towards_the_present_weights(bias: bool) -> 
     if bias:
         b = y.double().mean(0) - x.double().mean(0) @ w.T
         torch.testing.assert_close(layer.bias.double(), b, rtol=1e-4, atol=1e-5)
+
+
+class Augmented(nn.Module):
+    """Adds in place while the shortcut still holds the same tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        shortcut = x
+        x += self.second(torch.sigmoid(x))
+        return (x + shortcut).flatten(1)
+
+
+def test_an_addition_in_place_overwrites_what_it_says() -> None:
+    network, images = Augmented().eval(), example_input(SHAPE, 4)
+    with torch.no_grad():
+        expected = network(images)
+    for place in (0, 1):
+        with (
+            module_stack(network) as stack,
+            torch.no_grad(),
+            OverwritingMode(stack, lambda _, value: value, {":add#0": place}),
+        ):
+            assert torch.equal(network(images), expected)

@@ -213,6 +213,19 @@ def test_adaptive_rounding_is_kept_where_it_scores_better(learned: tuple[JobSetu
     assert rounding.notes[2].endswith("left out, as it misses packed_bytes")
 
 
+def test_a_rounding_that_fails_loses_no_finalist(learned: tuple[JobSetup, Prices]) -> None:
+    setup, prices = learned
+    finalist = finalist_of(setup, prices)
+
+    def broken(outputs: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(outputs),), torch.nan)
+
+    rounding = FinalistRounding(replace(setup, data=replace(setup.data, evaluate=broken)))
+    assert rounding.better(finalist, prices.pricer) is finalist and not rounding.kept
+    (note,) = rounding.notes
+    assert "left out, as it failed: the data's metric gave a value that is not finite" in note
+
+
 def test_a_network_left_float_is_not_rounded(learned: tuple[JobSetup, Prices]) -> None:
     setup, prices = learned
     finalist = finalist_of(setup, prices)

@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from benchmarks.postgres_server import NoPostgres, execute, own_postgres
-from service.contract import StoreContract
+from service.contract import SPEC, StoreContract, trial
 from service.database import Database
 from service.errors import SettingsError
-from service.migrations import at_head, migrate
+from service.migrations import at_head, config, migrate
+from service.store import Store
 from service.tables import Base
 
 _names = itertools.count()
@@ -72,6 +74,26 @@ def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
         differences = compare_metadata(context, Base.metadata)
     database.close()
     assert differences == []
+
+
+def test_jobs_of_the_first_version_go_on_after_the_migration(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'db'}")
+    migrate(store.database.engine)
+    job = store.create(SPEC).job.id
+    lease = store.claim(job, store.start_attempt(job, 60), "driver", 60)
+    store.record_trials(lease, [trial(0)])
+    made = config()
+    with store.database.engine.connect() as connection:
+        made.attributes["connection"] = connection
+        command.downgrade(made, "0001")
+        connection.commit()
+    assert not at_head(store.database.engine)
+    migrate(store.database.engine)
+    # Nobody wrote down when that driver began.
+    assert store.worked(job, 2) == 0
+    store.renew(lease, 60)
+    store.record_trials(lease, [trial(1)])
+    store.close()
 
 
 @pytest.mark.parametrize(
