@@ -74,8 +74,10 @@ def confirmed(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
         try:
             for seed in range(args.seeds):
                 for name in args.agents:
-                    found.append(search(path.stem, recording, name, seed, pool, args))
-                    print(found[-1], flush=True)
+                    row = search(path.stem, recording, name, seed, pool, args)
+                    if row is not None:
+                        found.append(row)
+                        print(row, flush=True)
         finally:
             pool.close()
         measure(setup, found, Path(scratch))
@@ -116,15 +118,19 @@ def search(
     seed: int,
     pool: ProcessPool,
     args: argparse.Namespace,
-) -> dict[str, Any]:
-    """One search with real scores on all search images."""
+) -> dict[str, Any] | None:
+    """One search with real scores on all search images; None where nothing kept the budget."""
     pricer = recording.budget(args.budget)
     agent = make_agent(name, recording.space, pricer, args.evaluations, seed)
     begun = time.monotonic()
     loop = SearchLoop(agent, pricer, lambda _: None, lambda: None, lambda *_: None)
     trials = loop.run(pool, args.evaluations, None)
     scored = [(t.policy, t.outcome) for t in trials if isinstance(t.outcome, Evaluation)]
-    policy, best = max((p for p in scored if p[1].feasible), key=lambda pair: pair[1].score)
+    within = [pair for pair in scored if pair[1].feasible]
+    if not within:
+        print(f"{space}, {name}, seed {seed}: no policy within the budget", flush=True)
+        return None
+    policy, best = max(within, key=lambda pair: pair[1].score)
     return {
         "space": space, "agent": name, "seed": seed, "evaluations": len(trials), "score": best.score,
         "predicted": best.costs["latency_ms"], "seconds": time.monotonic() - begun, "policy": policy,
@@ -162,14 +168,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             for name in names
         }
         for name in names:
-            scores = np.array([of[name][s]["file_score"] for s in sorted(of[name])])
-            first = np.array([of[names[0]][s]["file_score"] for s in sorted(of[name])])
+            if not of[name]:
+                continue
+            scores = np.array([row["file_score"] for row in of[name].values()])
             mean, low, high = mean_ci95(scores)
-            gain = (
-                ""
-                if name == names[0]
-                else "{:+.4f} ({:+.4f} to {:+.4f})".format(*mean_ci95(scores - first))
-            )
+            first = of[names[0]]
+            both = [s for s in of[name] if s in first and name != names[0]]
+            gains = np.array([of[name][s]["file_score"] - first[s]["file_score"] for s in both])
+            gain = "{:+.4f} ({:+.4f} to {:+.4f})".format(*mean_ci95(gains)) if both else ""
             ratio = np.mean([r["latency_ratio"] for r in of[name].values()])
             lines.append(
                 f"| {space} | {name} | {len(scores)} | {mean:.4f} ({low:.4f} to {high:.4f}) | {gain} | {ratio:.3f} |"

@@ -288,6 +288,9 @@ def priced(setup: JobSetup, prices: Prices, args: argparse.Namespace) -> list[di
     whole = prices.pricer.costs(space.space.uncompressed())["latency_ms"]
     drawn = sample_policies(space, 8 * args.policies, seed=args.seed + 1000)
     low = [policy for policy in drawn if space.choices(policy).rank]
+    if not low:
+        print("no rank was offered, or none of the policies drawn uses one: no prices to check")
+        return []
     files = {"uncompressed": prices.baseline}
     told: dict[str, float] = {}
     counts: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -71,8 +72,13 @@ def own_postgres(durable: bool) -> Iterator[str]:
         yield url
     finally:
         if server is not None:
-            server.terminate()
-            server.wait(20)
+            # Fast shutdown: the polite one waits for connections that are still open.
+            server.send_signal(signal.SIGINT)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -146,6 +146,10 @@ def begin(setup: JobSetup, args: argparse.Namespace, scratch: Path) -> Recording
         recording = load_recording(args.out)
         if recording.space.digest != setup.network.network_space.space.digest:
             raise SystemExit(f"{args.out} is of another search space; name another file")
+        if (scored_on := recording.provenance.get("scored_on", "cpu")) != args.device:
+            raise SystemExit(
+                f"{args.out} was scored on {scored_on}; go on there, or name another file"
+            )
         return recording
     prices = learn_prices(
         setup.compressor,
