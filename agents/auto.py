@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from agents.errors import AgentError
 from agents.proposals import Proposals
 from agents.protocol import Agent, Proposal
+from agents.turns import ask_in_turns
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.space import SearchSpace
@@ -93,18 +94,7 @@ class AutoAgent:
         return all(member.finished for member in self._members.values())
 
     def ask(self, n: int = 1) -> list[Proposal]:
-        proposals: list[Proposal] = []
-        while len(proposals) < n:
-            for name in self._order(self._proposals.asked):
-                asked = self._members[name].ask(1)
-                if asked:
-                    proposal = self._proposals.add(asked[0].policy)
-                    self._open[proposal.id] = (name, asked[0].id)
-                    proposals.append(proposal)
-                    break
-            else:
-                break
-        return proposals
+        return ask_in_turns(n, self._proposals, self._open, self._members.__getitem__, self._order)
 
     def tell(self, id: int, executed: Policy, outcome: Evaluation | Failure) -> None:
         self._proposals.settle(id, executed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from agents.bound_span import BoundSpan
 from agents.errors import AgentError
 from agents.proposals import Proposals
 from agents.protocol import Agent, Proposal
+from agents.turns import ask_in_turns
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
@@ -55,19 +56,7 @@ class SweptAgent:
         return all(member.finished for member in self._members)
 
     def ask(self, n: int = 1) -> list[Proposal]:
-        proposals: list[Proposal] = []
-        while len(proposals) < n:
-            count, turn = len(self._members), self._proposals.asked
-            for k in ((turn + step) % count for step in range(count)):
-                asked = self._members[k].ask(1)
-                if asked:
-                    proposal = self._proposals.add(asked[0].policy)
-                    self._open[proposal.id] = (k, asked[0].id)
-                    proposals.append(proposal)
-                    break
-            else:
-                break
-        return proposals
+        return ask_in_turns(n, self._proposals, self._open, self._members.__getitem__, self._order)
 
     def tell(self, id: int, executed: Policy, outcome: Evaluation | Failure) -> None:
         self._proposals.settle(id, executed)
@@ -78,6 +67,11 @@ class SweptAgent:
     def observe(self, executed: Policy, outcome: Evaluation | Failure) -> None:
         """Learns from an evaluation that another agent asked for."""
         self._show(executed, outcome, None)
+
+    def _order(self, id: int) -> Iterator[int]:
+        """All members, from the one whose turn it is."""
+        count = len(self._members)
+        return ((id + step) % count for step in range(count))
 
     def _show(self, executed: Policy, outcome: Evaluation | Failure, owner: int | None) -> None:
         for k, member in enumerate(self._members):

@@ -110,12 +110,23 @@ def main() -> int:
             stage.add_argument(
                 "--test-images", type=int, help="of the test split, to try the machinery"
             )
+    return run_stage(parser, "headline", "work")
+
+
+def run_stage(parser: argparse.ArgumentParser, name: str, folder: str) -> int:
+    """Runs the stage that was asked for, with the zoo importable, and writes what it found; the exit code.
+
+    Args:
+        parser: with ``--zoo``, ``--json``, and ``run`` of the stage.
+        name: of the benchmark.
+        folder: which argument names the folder that is kept between stages.
+    """
     args = parser.parse_args()
     if not (args.zoo / "cifar_zoo.py").is_file():
-        print(f"headline: no cifar_zoo.py in {args.zoo}", file=sys.stderr)
+        print(f"{name}: no cifar_zoo.py in {args.zoo}", file=sys.stderr)
         return 2
     sys.path.append(str(args.zoo.resolve()))
-    args.work.mkdir(parents=True, exist_ok=True)
+    getattr(args, folder).mkdir(parents=True, exist_ok=True)
     found = args.run(args)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))

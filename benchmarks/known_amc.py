@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -35,7 +34,7 @@ from torch import nn
 from agents.amc import AmcAgent
 from agents.registry import make_agent
 from agents.uniform import best_uniform
-from benchmarks.headline import SHAPE, images_of, original_of, prepare_data, weights_of
+from benchmarks.headline import SHAPE, images_of, original_of, prepare_data, run_stage, weights_of
 from benchmarks.process_pool import ProcessPool
 from benchmarks.verify_artifacts import accuracy_of, drop_of, right
 from compressors import Choices, Compressed, Compressor, save
@@ -91,16 +90,7 @@ def main() -> int:
             stage.add_argument("--images", type=int, help="train on about so many, to try it")
         if name == "finish":
             stage.add_argument("--test-images", type=int, help="to try it")
-    args = parser.parse_args()
-    if not (args.zoo / "cifar_zoo.py").is_file():
-        print(f"known_amc: no cifar_zoo.py in {args.zoo}", file=sys.stderr)
-        return 2
-    sys.path.append(str(args.zoo.resolve()))
-    args.out.mkdir(parents=True, exist_ok=True)
-    found = args.run(args)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-    return 0
+    return run_stage(parser, "known_amc", "out")
 
 
 # ---- search

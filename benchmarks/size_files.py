@@ -20,7 +20,6 @@ import json
 import logging
 import re
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.headline import images_of, original_of, prepare_data, weights_of
+from benchmarks.headline import images_of, original_of, prepare_data, run_stage, weights_of
 from benchmarks.size_candidates import (
     CANDIDATES,
     NETWORK,
@@ -76,16 +75,7 @@ def main() -> int:
         if name == "finish":
             stage.add_argument("--out", type=Path, required=True)
             stage.add_argument("--test-images", type=int, help="to try it")
-    args = parser.parse_args()
-    if not (args.zoo / "cifar_zoo.py").is_file():
-        print(f"size_files: no cifar_zoo.py in {args.zoo}", file=sys.stderr)
-        return 2
-    sys.path.append(str(args.zoo.resolve()))
-    args.work.mkdir(parents=True, exist_ok=True)
-    found = args.run(args)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-    return 0
+    return run_stage(parser, "size_files", "work")
 
 
 def raw_bytes(compressor: Compressor) -> int:
