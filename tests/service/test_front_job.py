@@ -237,6 +237,10 @@ def test_a_front_within_a_budget_is_resumed_to_the_same_policies(
         report = run_job(spec, context)
         trials = context.recorded()
     assert len(trials) == 6 and not stale.exists()
+    with LocalContext(spec, tmp_path / "uncut", data_dir, Sources(), weights, threads=1) as context:
+        run_job(spec, context)
+        uncut = context.recorded()
+    assert [trial.policy for trial in trials] == [trial.policy for trial in uncut]
     limit = report["budget_limits"]["latency_ms"]
     for trial in trials:
         assert trial.evaluation is not None and not trial.evaluation["violations"]
