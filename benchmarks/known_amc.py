@@ -3,11 +3,11 @@
 He et al. 2018, "AMC: AutoML for Model Compression and Acceleration on Mobile Devices" (arXiv 1802.03494, table 2):
 92.8 % before, 90.2 % pruned to half of the multiply-accumulates, 91.9 % after fine-tuning.
 
-    python -m benchmarks.known_amc search --zoo ../shared/zoo --out DIR [--evaluations 120] [--workers 1] [--published]
+    python -m benchmarks.known_amc search --zoo ../shared/zoo --out DIR [--evaluations 120] [--published] [--device cuda]
     python -m benchmarks.known_amc train  --zoo ../shared/zoo --out DIR --seconds 300 [--epochs 80]
     python -m benchmarks.known_amc finish --zoo ../shared/zoo --out DIR [--json FILE]
 
-``search`` (CPU) lets the agent search with real scores and adds its best policy to ``policies.json``, beside the
+``search`` lets the agent search with real scores and adds its best policy to ``policies.json``, beside the
 largest uniform keep ratio filled up to the budget. ``--published`` gives the paper's agent a space of channels alone,
 as the paper has it; without it the project's ``amc`` may drop residual blocks too. ``train`` (GPU) gives all of them
 the same training with the original as teacher and goes on where the last call stopped. ``finish`` (CPU) reads the
@@ -46,6 +46,7 @@ from compressors.lots import RESULT_FILE, TrainingJob, train_lot
 from compressors.recipe import CompressionRecipe
 from compressors.structure import example_input
 from compressors.training_images import TensorImages
+from evaluation.device_scoring import DeviceScorerBuilder
 from evaluation.stopping import CONTENDERS
 from latency_tables import parse_target
 from search_spaces import DecisionKind, Evaluation, Pricer
@@ -81,6 +82,7 @@ def main() -> int:
             stage.add_argument("--criterion", default=SpaceSpec().criterion)
             stage.add_argument("--search-images", type=int, default=2000)
             stage.add_argument("--seed", type=int, default=0)
+            stage.add_argument("--device", default="cpu", help="that policies are scored on")
         if name == "train":
             stage.add_argument("--seconds", type=float, default=540.0)
             stage.add_argument("--epochs", type=int, default=80)
@@ -119,9 +121,10 @@ def search(args: argparse.Namespace) -> dict[str, Any]:
     begun = time.monotonic()
     loop = SearchLoop(agent, pricer, lambda _: None, lambda: None, said, contenders)
     with tempfile.TemporaryDirectory() as scratch:
-        builder = dataclasses.replace(
+        on_cpu = dataclasses.replace(
             setup.scorer_builder(Path(scratch)), network_space=network_space
         )
+        builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
         pool = ProcessPool(builder, args.workers)
         try:
             trials = loop.run(pool, args.evaluations, begun + args.seconds)
