@@ -7,7 +7,6 @@ test suite every one passes.
 """
 
 from agents.amc import AmcAgent, AmcSettings
-from agents.auto import AutoAgent, AutoSettings
 from agents.cmaes import CmaesAgent
 from agents.dp import DpAgent
 from agents.errors import AgentError
@@ -36,8 +35,6 @@ __all__ = [
     "AgentError",
     "AmcAgent",
     "AmcSettings",
-    "AutoAgent",
-    "AutoSettings",
     "CmaesAgent",
     "DpAgent",
     "EvolutionAgent",

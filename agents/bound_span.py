@@ -120,8 +120,8 @@ class SampledFeasible(Feasible):
         self._rng = rng
         self.anywhere = anywhere
 
-    def __call__(self, indices: Sequence[int]) -> Policy:
-        policy = self._pricer.space.from_indices(indices)
+    def __call__(self, indices: Sequence[int] | NDArray[np.int64]) -> Policy:
+        policy = self._pricer.space.from_indices([int(i) for i in indices])
         n = len(self._span.quantities)
         if self._rng.random() < self.anywhere:
             bounded = self._span.at(self._rng.random(n))

@@ -22,6 +22,6 @@ def spread_indices(space: SearchSpace, rng: np.random.Generator) -> list[int]:
         if level is None:
             wanted.append(int(rng.integers(n)))
         else:
-            place = np.clip(level + rng.normal(0.0, SPREAD), 0.0, 1.0 - 1e-9)
+            place = min(max(level + rng.normal(0.0, SPREAD), 0.0), 1.0 - 1e-9)
             wanted.append(int(place * n))
     return wanted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +18,6 @@ from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
-from search_spaces.walk import is_active
 
 Genome = tuple[int, ...]
 
@@ -98,6 +99,12 @@ class EvolutionAgent(SearchAgent):
         super().__init__(space, pricer, seed, objective)
         self._settings = settings or EvolutionSettings.over(evaluations)
         self._anchors = best_uniforms(space, pricer)
+        # Decisions with a choice, each with its block and the index there that drops it.
+        self._mutable = [
+            (i, block, None if block is None else space.decisions[block].values.index(0))
+            for i, block in enumerate(space.block_of)
+            if len(space.decisions[i].values) > 1
+        ]
         # In the order they were told: the first is the oldest.
         self._population: list[tuple[float, Genome]] = []
 
@@ -122,7 +129,7 @@ class EvolutionAgent(SearchAgent):
     ) -> None:
         if reward is None or isinstance(outcome, Failure):
             return
-        self._population.append((reward, tuple(int(i) for i in self._space.indices(executed))))
+        self._population.append((reward, tuple(self._pricer.views.indices(executed).tolist())))
         if len(self._population) > self._settings.population:
             worst = min(range(len(self._population)), key=lambda k: self._population[k][0])
             self._population.pop(0 if self._settings.aging else worst)
@@ -131,7 +138,7 @@ class EvolutionAgent(SearchAgent):
         genome = list(self._parent())
         if self._rng.random() < self._settings.crossover:
             other = self._parent()
-            from_other = self._rng.random(len(genome)) < 0.5
+            from_other = (self._rng.random(len(genome)) < 0.5).tolist()
             genome = [b if take else a for a, b, take in zip(genome, other, from_other)]
         # Children seen before are sought farther away.
         self._mutate(genome, self._settings.strength + 0.5 * attempt)
@@ -144,23 +151,27 @@ class EvolutionAgent(SearchAgent):
 
     def _mutate(self, genome: list[int], strength: float) -> None:
         """Changes a geometric number of active decisions, at least one, in place."""
-        decisions = self._space.decisions
         open_ = [
-            i
-            for i in range(len(genome))
-            if len(decisions[i].values) > 1 and is_active(self._space, genome, i)
+            i for i, block, dropped in self._mutable if block is None or genome[block] != dropped
         ]
         if not open_:
             return
         count = min(int(self._rng.geometric(1.0 / strength)), len(open_))
-        for position in self._rng.choice(open_, count, replace=False):
-            values = np.arange(len(decisions[position].values))
-            distance = np.abs(values - genome[position]).astype(float)
-            weights = np.where(distance > 0, 1.0 / np.maximum(distance, 1.0), 0.0)
-            genome[position] = int(self._rng.choice(values, p=weights / weights.sum()))
+        for position in self._rng.choice(open_, count, replace=False).tolist():
+            shares = _nearer(len(self._space.decisions[position].values), genome[position])
+            genome[position] = bisect_right(shares, self._rng.random())
 
     def _state(self) -> dict[str, Any]:
         return {"population": [[reward, list(genome)] for reward, genome in self._population]}
 
     def _load(self, state: dict[str, Any]) -> None:
         self._population = [(float(r), tuple(genome)) for r, genome in state["population"]]
+
+
+@cache
+def _nearer(values: int, own: int) -> list[float]:
+    """Shares up to each of several values, of all but one's own, the others by one over their distance from it."""
+    distance = np.abs(np.arange(values) - own).astype(float)
+    weights = np.where(distance > 0, 1.0 / np.maximum(distance, 1.0), 0.0)
+    shares = np.cumsum(weights / weights.sum())
+    return [float(share) for share in shares / shares[-1]]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
 from agents.objective import Objective, ObjectiveKind
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
@@ -26,10 +29,15 @@ class Feasible:
         self._pricer = pricer
         self.fills = bool(pricer.limits) and objective.kind is ObjectiveKind.ACCURACY
 
-    def __call__(self, indices: Sequence[int]) -> Policy:
+    def __call__(self, indices: Sequence[int] | NDArray[np.int64]) -> Policy:
         """The policy for wanted value indices, one a decision."""
-        policy = self.inside(self._pricer.space.from_indices(indices))
-        return self._pricer.fill(policy) if self.fills else policy
+        views, steps = self._pricer.views, self._pricer.steps
+        wanted = views.canonical(np.asarray(indices, dtype=np.int64))
+        here, within = steps.lowered_and_filled(wanted) if self.fills else steps.lowered(wanted)
+        if not within:
+            here = self._enforced(here)
+            here = steps.filled(here) if self.fills else here
+        return views.policy(here)
 
     def inside(self, policy: Policy) -> Policy:
         """The policy within every bound, not filled.
@@ -39,8 +47,16 @@ class Feasible:
         """
         if self._pricer.within(policy):
             return policy
-        repaired = self._pricer.repair(policy)
-        return repaired if self._pricer.within(repaired) else self._cheapest
+        views = self._pricer.views
+        here, within = self._pricer.steps.lowered(views.indices(policy))
+        return views.policy(here if within else self._enforced(here))
+
+    def _enforced(self, here: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Value indices within the bounds where no single step down helps."""
+        enforced = self._pricer.enforce(here.tolist())
+        return self._pricer.views.indices(
+            enforced if self._pricer.within(enforced) else self._cheapest
+        )
 
     @cached_property
     def _cheapest(self) -> Policy:

@@ -61,10 +61,10 @@ class FrontEvolutionAgent(EvolutionAgent):
         if self._settings.aging:
             raise AgentError("a front is kept by rank and crowding: evolution of one does not age")
         self._axes = axes
-        span = BoundSpan(pricer, axes.quantities)
-        self._sampled = SampledFeasible(pricer, span, self._rng, ANYWHERE)
+        self._span = BoundSpan(pricer, axes.quantities)
+        self._sampled = SampledFeasible(pricer, self._span, self._rng, ANYWHERE)
         self._feasible = self._sampled
-        self._anchors = anchors_of(span, evaluations)
+        self._anchors = anchors_of(self._span, evaluations)
         self._points = np.empty((0, 1 + len(axes.quantities)))
         self._genomes: list[Genome] = []
         self._order: list[int] = []
@@ -72,11 +72,16 @@ class FrontEvolutionAgent(EvolutionAgent):
     def _propose(self, id: int) -> Policy:
         if id < len(self._anchors):
             return self._anchors[id]
-        fresh = id < self._settings.population or not self._genomes
-        self._sampled.anywhere = 1.0 if fresh else ANYWHERE
-        if fresh:
+        if id < self._draws or not self._genomes:
+            self._sampled.anywhere = 1.0
             return self._unseen(lambda _: self._feasible(spread_indices(self._space, self._rng)))
+        self._sampled.anywhere = ANYWHERE
         return self._unseen(self._child)
+
+    @property
+    def _draws(self) -> int:
+        """Proposals at the beginning that are drawn at random, anchors counted."""
+        return self._settings.population
 
     def _learn(
         self,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from agents.auto import Learner
+import numpy as np
+
 from agents.bound_span import BoundSpan
 from agents.errors import AgentError
 from agents.proposals import Proposals
@@ -22,6 +23,20 @@ SHARE = 20
 FEWEST, MOST = 2, 6
 
 
+@runtime_checkable
+class Learner(Agent, Protocol):
+    """An agent that also learns from evaluations it did not ask for."""
+
+    def observe(self, executed: Policy, outcome: Evaluation | Failure) -> None: ...
+
+
+def member_seeds(seed: int) -> Iterator[int]:
+    """Seeds of a sweep's members, one after the other: with the same they would explore alike."""
+    root = np.random.SeedSequence(seed)
+    while True:
+        yield int(root.spawn(1)[0].generate_state(1)[0])
+
+
 class SweptAgent:
     """Takes turns among searches for the best score, each under bounds of its own (the epsilon-constraint method,
     Haimes et al. 1971; one subproblem a part of the front as in MOEA/D, Zhang and Li 2007).
@@ -32,7 +47,7 @@ class SweptAgent:
     Args:
         space: of the job.
         evaluations: shared by the members; there is one for every 20, two at least and six at most.
-        build: makes a member from its prices and its share of the evaluations.
+        build: makes a member from its prices and its share of the evaluations, the one with the widest bounds first.
         span: of the bounds.
     """
 

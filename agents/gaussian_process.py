@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, lapack
+from scipy.linalg import cho_solve, lapack
 from scipy.optimize import minimize
 
 Floats = NDArray[np.float64]
@@ -54,7 +54,7 @@ class GaussianProcess:
         rows = x / np.exp(parameters[:-_SCALES])
         total = _between(parameters, rows, rows)
         total[np.diag_indices(len(rows))] += math.exp(parameters[-1]) + _JITTER
-        inverse = np.asarray(cho_solve(cho_factor(total, lower=True), np.eye(len(rows))))
+        inverse = _inverse(np.asarray(np.linalg.cholesky(total), dtype=np.float64))
         mean = float(y.mean())
         return cls(parameters, rows, inverse @ (y - mean), inverse, mean)
 
@@ -126,8 +126,7 @@ def likelihood(parameters: Floats, x: Floats, y: Floats) -> tuple[float, Floats]
         return 1e25, np.zeros(len(parameters))
     solved = cho_solve((factor, True), y)
     value = 0.5 * float(y @ solved) + float(np.log(np.diag(factor)).sum())
-    lower = np.tril(lapack.dpotri(factor, lower=1)[0])
-    inverse = lower + np.tril(lower, -1).T
+    inverse = _inverse(factor)
     slope = 0.5 * (inverse - np.outer(solved, solved))
     # Of the Matern part by the squared difference in one feature.
     steep = slope * (5 / 3 * matern) * (1 + far) * fall
@@ -141,6 +140,12 @@ def likelihood(parameters: Floats, x: Floats, y: Floats) -> tuple[float, Floats]
         noise * np.trace(slope),
     ]
     return value, np.concatenate([lengths, scales])
+
+
+def _inverse(factor: Floats) -> Floats:
+    """Of a matrix, from its lower Cholesky factor."""
+    lower = np.tril(lapack.dpotri(factor, lower=1)[0])
+    return np.asarray(lower + np.tril(lower, -1).T)
 
 
 def _between(parameters: Floats, a: Floats, b: Floats) -> Floats:

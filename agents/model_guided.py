@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from agents.evolution import EvolutionAgent
 from agents.gaussian_process import GaussianProcess, fit
 from agents.objective import Objective, ObjectiveKind
 from agents.policy_features import PolicyFeatures
+from agents.variation import varied
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
@@ -130,7 +132,7 @@ class ModelGuidedAgent(EvolutionAgent):
     ) -> None:
         super()._learn(id, executed, outcome, reward)
         if reward is not None and isinstance(outcome, Evaluation):
-            self._indices.append([int(i) for i in self._space.indices(executed)])
+            self._indices.append(self._pricer.views.indices(executed).tolist())
             self._told.append(reward)
 
     @property
@@ -154,8 +156,8 @@ class ModelGuidedAgent(EvolutionAgent):
             return np.asarray(mean - weight * deviation)
 
         finalists: dict[tuple[int, ...], Policy] = {}
-        for k in np.argsort(merit(candidates), kind="stable"):
-            policy = self._feasible(candidates[k].tolist())
+        best_first = candidates[np.argsort(merit(candidates), kind="stable")]
+        for policy in self._filled(best_first):
             if policy.values not in self._seen:
                 finalists[policy.values] = policy
             if len(finalists) == self._guidance.finalists:
@@ -163,8 +165,19 @@ class ModelGuidedAgent(EvolutionAgent):
         if not finalists:
             return None
         policies = list(finalists.values())
-        filled = np.array([self._space.indices(policy) for policy in policies], dtype=np.int64)
+        filled = np.array([self._pricer.views.indices(policy) for policy in policies])
         return policies[int(np.argmin(merit(filled)))]
+
+    def _filled(self, candidates: Indices) -> Iterator[Policy]:
+        """What candidates within the bounds become, in their order: a few are filled together, then ever more."""
+        views = self._pricer.views
+        begin, count = 0, 2 * self._guidance.finalists
+        while begin < len(candidates):
+            rows = np.array([views.canonical(row) for row in candidates[begin : begin + count]])
+            if self._feasible.fills:
+                rows = self._pricer.steps.filled(rows)
+            yield from (views.policy(row) for row in rows)
+            begin, count = begin + count, 2 * count
 
     def _current_model(self) -> tuple[GaussianProcess, Indices]:
         """The model of all that was told, and value indices of the elite, the best first."""
@@ -184,26 +197,19 @@ class ModelGuidedAgent(EvolutionAgent):
     def _candidates(self, elite: Indices) -> Indices:
         """Value indices int64 [n, decisions] within the bounds, of mutated and crossed-over members of the elite."""
         rng, n = self._rng, self._guidance.candidates
-        shape = (n, elite.shape[1])
         # The better of two draws, as the elite is in order.
         parents = elite[rng.integers(len(elite), size=(2, n)).min(axis=0)]
         others = elite[rng.integers(len(elite), size=n)]
-        crossed = (rng.random(n) < 0.3)[:, None] & (rng.random(shape) < 0.5)
-        found = np.where(crossed, others, parents)
-        changes = rng.geometric(0.5, size=n)
-        changed = rng.random(shape).argsort(axis=1) < changes[:, None]
-        steps = rng.choice([-1, 1], size=shape) * rng.geometric(0.6, size=shape)
-        near = np.clip(found + steps, 0, self._sizes - 1)
-        anywhere = rng.integers(self._sizes, size=shape)
-        mutated = np.where(rng.random(shape) < 0.7, near, anywhere)
-        found = np.where(changed, mutated, found)
+        found, changed = varied(rng, parents, others, self._sizes)
         within = self._within(found)
         # What a mutation costs is paid by other decisions, drawn at random: a fixed rule would always ask the same.
         for _ in range(10):
             over = np.flatnonzero(~within)
             if not len(over):
                 break
-            payers = rng.random((len(over), shape[1])) * ((found[over] > 0) & ~changed[over])
+            payers = rng.random((len(over), len(self._sizes))) * (
+                (found[over] > 0) & ~changed[over]
+            )
             payer = payers.argmax(axis=1)
             found[over, payer] = np.maximum(found[over, payer] - 1, 0)
             within[over] = self._within(found[over])

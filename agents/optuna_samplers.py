@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.study import StudyDirection
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from agents.errors import AgentError
 from agents.objective import Objective
@@ -21,21 +23,23 @@ from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
+# What ``TPESampler`` keeps of trials: internal representations by parameter.
+Internal = dict[str, NDArray[np.float64]]
 # (seed of one proposal, evaluations of the job) -> sampler
 Sampler = Callable[[int, int], BaseSampler]
 
 
 def _tpe(seed: int, evaluations: int) -> BaseSampler:
     # Joint densities: no slower than one a decision, and decisions do interact.
-    return TPESampler(seed=seed, n_startup_trials=_startup(evaluations), multivariate=True)
+    return _Tpe(seed=seed, n_startup_trials=_startup(evaluations), multivariate=True)
 
 
 def _nsga2(seed: int, evaluations: int) -> BaseSampler:
-    return NSGAIISampler(seed=seed, population_size=min(max(evaluations // 5, 10), 50))
+    return _Nsga2(seed=seed, population_size=min(max(evaluations // 5, 10), 50))
 
 
 def _gp(seed: int, evaluations: int) -> BaseSampler:
-    return GPSampler(
+    return _Gp(
         seed=seed,
         n_startup_trials=_startup(evaluations),
         deterministic_objective=True,
@@ -48,6 +52,54 @@ def _startup(evaluations: int) -> int:
 
 
 SAMPLERS: Mapping[str, Sampler] = {"tpe": _tpe, "nsga2": _nsga2, "gp": _gp}
+
+
+class SameParameters(BaseSampler):
+    """A sampler for studies all of whose trials have the same parameters.
+
+    Optuna's samplers compare the parameters of all trials to find out what they share, which takes longer than most of
+    them take to sample. What is proposed is the same.
+    """
+
+    def infer_relative_search_space(
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,  # noqa: ARG002
+    ) -> dict[str, BaseDistribution]:
+        """Parameters of the finished trials that have more than one value, by name; none before one has finished."""
+        known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if not known:
+            return {}
+        return {
+            name: distribution
+            for name, distribution in sorted(known[-1].distributions.items())
+            if not distribution.single()
+        }
+
+
+class _Nsga2(SameParameters, NSGAIISampler):
+    pass
+
+
+class _Gp(SameParameters, GPSampler):
+    pass
+
+
+class _Tpe(SameParameters, TPESampler):
+    """Its rows of observations are made a trial at a time instead of a number at a time."""
+
+    def _get_internal_repr(
+        self,
+        trials: list[FrozenTrial],
+        search_space: dict[str, BaseDistribution],
+        study: optuna.Study | None = None,  # noqa: ARG002
+    ) -> Internal:
+        names = list(search_space)
+        rows = np.empty((len(trials), len(names)))
+        for row, trial in zip(rows, trials, strict=True):
+            params = trial.params
+            row[:] = [params[name] for name in names]
+        return {name: rows[:, k].copy() for k, name in enumerate(names)}
 
 
 class OptunaAgent(SearchAgent):
@@ -109,7 +161,9 @@ class OptunaAgent(SearchAgent):
         if id < len(self._anchors):
             policy = self._anchors[id]
         else:
-            wanted = [int(trial.params[d.id]) for d in self._space.decisions]
+            # A copy each time it is asked for.
+            params = trial.params
+            wanted = [int(params[d.id]) for d in self._space.decisions]
             policy = self._unseen(lambda attempt: self._feasible(self._changed(wanted, attempt)))
         self._open_trials[id] = trial.number
         self._overwrite(trial.number, policy)
@@ -159,9 +213,11 @@ class OptunaAgent(SearchAgent):
     def _overwrite(self, number: int, policy: Policy) -> None:
         """Makes the policy what the trial tried."""
         trial = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
-        for decision, index in zip(self._space.decisions, self._space.indices(policy)):
-            distribution = self._distributions[decision.id]
-            self._storage.set_trial_param(trial, decision.id, float(index), distribution)
+        known = self._storage.get_trial(trial).params
+        for name, index in zip(self._space.ids, self._pricer.views.indices(policy).tolist()):
+            if known[name] != index:
+                distribution = self._distributions[name]
+                self._storage.set_trial_param(trial, name, float(index), distribution)
 
     def _frozen(
         self,
@@ -170,7 +226,7 @@ class OptunaAgent(SearchAgent):
         values: Sequence[float] | None,
         attributes: Mapping[str, Any],
     ) -> optuna.trial.FrozenTrial:
-        params = zip(self._space.ids, (int(i) for i in self._space.indices(policy)))
+        params = zip(self._space.ids, self._pricer.views.indices(policy).tolist())
         return create_trial(
             state=state,
             values=values,

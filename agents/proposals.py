@@ -24,6 +24,11 @@ class Proposals:
         self.asked = 0
         self.told = 0
 
+    @property
+    def waiting(self) -> tuple[Policy, ...]:
+        """What was proposed and not told yet, in the order of asking."""
+        return tuple(self._open.values())
+
     def add(self, policy: Policy) -> Proposal:
         proposal = Proposal(self.asked, policy)
         self._open[proposal.id] = policy
@@ -42,7 +47,9 @@ class Proposals:
             raise AgentError(
                 f"proposal {id} was told before" if known else f"proposal {id} was never asked"
             )
-        self._space.check(executed)
+        # What was proposed is known to be canonical.
+        if executed != self._open[id]:
+            self._space.check(executed)
         del self._open[id]
         self.told += 1
 

@@ -91,7 +91,8 @@ class RandomAgent:
         return unseen if unseen is not None or complete else policy
 
     def _choose(self, position: int, prefix: Sequence[int], allowed: NDArray[np.bool_]) -> int:  # noqa: ARG002
-        return int(self._rng.choice(np.flatnonzero(allowed)))
+        possible = np.flatnonzero(allowed)
+        return int(possible[self._rng.integers(len(possible))])
 
     def _unseen(self) -> tuple[Policy | None, bool]:
         """An unseen policy in depth-first order, and whether the whole space was looked through."""

@@ -17,11 +17,13 @@ from agents.errors import AgentError
 from agents.evolution import EvolutionAgent
 from agents.greedy import GreedyAgent
 from agents.haq import HaqAgent
+from agents.model_based_rl import EditorSettings, ModelBasedRlAgent, ModelBasedRlSettings
 from agents.model_guided import ModelGuidedAgent
+from agents.narrowed import NarrowedAgent
 from agents.objective import Objective
 from agents.protocol import Agent
 from agents.random_search import RandomAgent
-from agents.uniform import UniformAgent
+from agents.uniform import BITS, UniformAgent
 from search_spaces.decision import DecisionKind
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
@@ -37,23 +39,45 @@ class AgentEntry:
     Attributes:
         summary: one line for a person.
         build: constructor.
+        as_published: of agents that have a form as published and one fitted to few evaluations and all spaces, the
+            constructor of the former (True) and the latter (False); ``build`` takes the former where it can express
+            the whole space.
     """
 
     summary: str
     build: Build
+    as_published: Callable[[bool], Build] | None = None
 
 
-def _amc(
-    space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
-) -> Agent:
-    published = all(d.kind is DecisionKind.CHANNELS for d in space.decisions)
-    return AmcAgent(space, pricer, evaluations, seed, published, objective)
+# What AMC as published leaves as it is where it is asked for on a space that has it.
+_BESIDE_CHANNELS = (DecisionKind.BLOCK, DecisionKind.RANK, DecisionKind.SPARSITY)
 
 
-def _haq(
-    space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
-) -> Agent:
-    return HaqAgent(space, pricer, evaluations, seed, objective=objective)
+def _amc(published: bool | None = None) -> Build:
+    def build(
+        space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
+    ) -> Agent:
+        channels = space.of_kind(DecisionKind.CHANNELS)
+        as_paper = len(channels) == len(space) if published is None else published
+
+        def make(own: Pricer) -> Agent:
+            return AmcAgent(own.space, own, evaluations, seed, as_paper, objective)
+
+        beside = [d.kind for d in space.decisions if d.kind is not DecisionKind.CHANNELS]
+        if as_paper and channels and beside and all(k in _BESIDE_CHANNELS for k in beside):
+            return NarrowedAgent(pricer, channels, make)
+        return make(pricer)
+
+    return build
+
+
+def _haq(published: bool | None = None) -> Build:
+    def build(
+        space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
+    ) -> Agent:
+        return HaqAgent(space, pricer, evaluations, seed, published, objective=objective)
+
+    return build
 
 
 def _off_policy(name: str) -> Build:
@@ -144,16 +168,29 @@ def _auto(
     return ModelGuidedAgent(space, pricer, evaluations, seed, objective)
 
 
+def _dyna(
+    space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
+) -> Agent:
+    return ModelBasedRlAgent(space, pricer, evaluations, seed, objective)
+
+
+def _dyna_untrained(
+    space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
+) -> Agent:
+    training = ModelBasedRlSettings(editor=EditorSettings(rate=0.0))
+    return ModelBasedRlAgent(space, pricer, evaluations, seed, objective, training=training)
+
+
 AGENTS: Mapping[str, AgentEntry] = {
     "auto": AgentEntry(
         "what we choose for you: evolution in turns with a Gaussian process that picks children",
         _auto,
     ),
     "amc": AgentEntry(
-        "reinforcement learning (DDPG), one action a decision (AMC, He et al. 2018)", _amc
+        "reinforcement learning (DDPG), one action a decision (AMC, He et al. 2018)", _amc(), _amc
     ),
     "haq": AgentEntry(
-        "reinforcement learning (DDPG) over bit widths (HAQ, Wang et al. 2019)", _haq
+        "reinforcement learning (DDPG) over bit widths (HAQ, Wang et al. 2019)", _haq(), _haq
     ),
     "ddpg": AgentEntry(
         "deep deterministic policy gradient of stable-baselines3", _off_policy("ddpg")
@@ -175,17 +212,47 @@ AGENTS: Mapping[str, AgentEntry] = {
 }
 
 
+def form_note(name: str, space: SearchSpace, published: bool | None) -> list[str]:
+    """For a report: in which of its forms an agent that has two searched this space; empty for others.
+
+    Args:
+        published: as it was asked for, see ``AgentEntry.as_published``.
+    """
+    if AGENTS[name].as_published is None:
+        return []
+    kinds = {"amc": (DecisionKind.CHANNELS,), "haq": BITS}[name]
+    other = [d.id for d in space.decisions if d.kind not in kinds]
+    if published or (published is None and not other):
+        left = f"; {len(other)} decisions that it does not know stayed as they are" if other else ""
+        return [
+            f"the agent {name} ran as published, its schedule run through in the evaluations it had{left}"
+        ]
+    why = f": {other[0]} is beyond the published one" if other else ""
+    return [f"the agent {name} ran in the form fitted to few evaluations and all decisions{why}"]
+
+
+# Agents of benchmarks and of programs that make their own; a job cannot name them.
+EXPERIMENTS: Mapping[str, AgentEntry] = {
+    "dyna": AgentEntry(
+        "reinforcement learning (REINFORCE) inside a model of the scores (after DyNA-PPO)", _dyna
+    ),
+    "dyna-untrained": AgentEntry("dyna with a policy that never learns", _dyna_untrained),
+}
+_KNOWN = {**AGENTS, **EXPERIMENTS}
+
+
 def agent_names() -> tuple[str, ...]:
+    """Those a job may name."""
     return tuple(AGENTS)
 
 
 def check_agent(name: str) -> None:
     """Raises AgentError for an unknown name, before anything else of a job is known."""
-    if name in AGENTS:
+    if name in _KNOWN:
         return
-    close = difflib.get_close_matches(name.lower(), AGENTS, n=1)
+    close = difflib.get_close_matches(name.lower(), _KNOWN, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise AgentError(f"unknown agent {name!r}; known: {', '.join(AGENTS)}{hint}")
+    raise AgentError(f"unknown agent {name!r}; known: {', '.join(_KNOWN)}{hint}")
 
 
 def make_agent(
@@ -209,4 +276,4 @@ def make_agent(
         AgentError: the name is unknown, or the agent cannot express the space.
     """
     check_agent(name)
-    return AGENTS[name].build(space, pricer, evaluations, seed, objective or Objective())
+    return _KNOWN[name].build(space, pricer, evaluations, seed, objective or Objective())

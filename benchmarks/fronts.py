@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from agents.bound_span import BoundSpan
-from agents.front_sweep import SweptAgent
+from agents.front_sweep import SweptAgent, member_seeds
 from agents.fronts import make_front_agent
 from agents.protocol import Agent
 from agents.random_search import RandomAgent
@@ -33,7 +33,7 @@ from evaluation.replay import ReplayScorer
 from search_spaces import Pricer
 from search_spaces.front import FrontAxes, RunningFront
 
-AGENTS = ("evolution", "nsga2", "tpe", "auto", "cmaes", "random-swept", "random", "uniform")
+AGENTS = ("auto", "evolution", "nsga2", "tpe", "cmaes", "random-swept", "random", "uniform")
 CONTROL = "random"
 # Evaluations after which the volume is kept, up to what the run has.
 CHECKPOINTS = (25, 50, 100, 200, 400)
@@ -54,10 +54,11 @@ class Run:
 def agent_of(name: str, pricer: Pricer, evaluations: int, seed: int, axes: FrontAxes) -> Agent:
     if name != "random-swept":
         return make_front_agent(name, pricer.space, pricer, evaluations, seed, axes)
+    seeds = member_seeds(seed)
     return SweptAgent(
         pricer.space,
         evaluations,
-        lambda bounded, _: RandomAgent(pricer.space, bounded, seed),
+        lambda bounded, _: RandomAgent(pricer.space, bounded, next(seeds)),
         BoundSpan(pricer, axes.quantities),
     )
 
@@ -102,7 +103,7 @@ def _work(
 
 
 def print_tables(runs: Sequence[Run], control: str = CONTROL) -> None:
-    """A table a space: volumes with intervals, and the last one's difference to random search."""
+    """A table a space: volumes with intervals, and the last one's difference to the control's."""
     for space in dict.fromkeys(run.space for run in runs):
         own = [run for run in runs if run.space == space]
         checkpoints = sorted(own[0].volumes)
@@ -142,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--control", default=CONTROL, help="agent that differences are told to")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -156,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         with ProcessPoolExecutor(args.workers) as pool:
             runs = list(pool.map(_work, *zip(*tasks, strict=True)))
-    print_tables(runs)
+    print_tables(runs, args.control)
     if args.json is not None:
         document = {"settings": {**vars(args), "json": None}, "runs": [asdict(r) for r in runs]}
         args.json.write_text(json.dumps(document, indent=1))

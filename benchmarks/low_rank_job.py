@@ -47,6 +47,7 @@ from search_spaces.latency_model import sample_policies
 from search_spaces.ranks import OfferedRanks, rank_candidates
 from service.anchors import measure_quietly
 from service.finalists import Finalist, FinalistPicker
+from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.kernel_rows import Rows
@@ -340,7 +341,10 @@ def searched(setup: JobSetup, prices: Prices, args: argparse.Namespace) -> Final
     finally:
         pool.close()
     store = TableStore(args.out / "tables")
-    picker = FinalistPicker(setup, prices, limits, args.out, lambda: None, lambda *_: None, store)
+    on_targets = JobPrices.of(setup.targets, [prices])
+    picker = FinalistPicker(
+        setup, on_targets, limits, args.out, lambda: None, lambda *_: None, store
+    )
     (finalist,) = picker.pick(trials, 1)
     print(
         f"{len(space)} decisions, {len(trials)} evaluations in {time.monotonic() - begun:.0f} s; finalist "

@@ -4,8 +4,9 @@ An agent searches as in a job, its policies scored by worker processes of one th
 workers score the next policies, then the original network's plain forward pass over all search images is timed twice,
 in one process with a thread a core and in the workers with a share of the images each, and the faster one counts.
 The batch of the plain pass is the fastest of several. What a score costs is the round's wall time over its policies,
-with the preparation spread over 100 scores; CPU seconds are given beside it. The policies are then scored again as
-they once were (traced anew for the file, all search images), and the two rankings are compared.
+with the preparation spread over 100 scores: what the job's process runs once for all workers, and what each of them
+builds from that. CPU seconds are given beside it. The policies are then scored again as they once were (traced anew
+for the file, all search images), and the two rankings are compared.
 
     python -m benchmarks.score_speed python:cifar_zoo:resnet56 --weights F --data python:cifar_zoo:cifar10
         --code-path ../shared/zoo --agent evolution --workers 2 [--policies 100] [--again 8] [--json FILE]
@@ -20,6 +21,9 @@ import argparse
 import json
 import multiprocessing
 import os
+import pickle
+import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -35,7 +39,7 @@ from agents.objective import Objective
 from agents.registry import make_agent
 from compressors.call_graph import channels_last
 from evaluation.scoring import PolicyScorer
-from evaluation.stopping import bar
+from evaluation.stopping import CONTENDERS, bar
 from search_spaces import CostModel, Evaluation, Policy, Pricer
 from search_spaces.cost_model import Factor
 from search_spaces.network_space import NetworkSpace, layer_tables, macs_model
@@ -104,6 +108,7 @@ class Ask:
 class Done:
     evaluations: tuple[Evaluation, ...]
     cpu_seconds: float
+    seconds: float = 0.0
 
 
 def setup_of(args: argparse.Namespace) -> JobSetup:
@@ -120,22 +125,22 @@ def setup_of(args: argparse.Namespace) -> JobSetup:
     return load_job(spec, sources, args.weights)
 
 
-def serve(connection: Connection, args: argparse.Namespace) -> None:
-    """A worker: prepares its scorer, then answers."""
+def serve(connection: Connection, builder: bytes, code_paths: list[Path]) -> None:
+    """A worker: builds its scorer as a job's worker does, then answers."""
+    sys.path.extend(str(path) for path in code_paths)
     torch.set_num_threads(1)
-    setup = setup_of(args)
-    begun = time.process_time()
-    scorer = setup.scorer()
-    # Whatever a first score would compute once: the original's outputs, what refits aim at, what files are cut from.
-    _ = scorer.reference, setup.compressor.targets(), scorer.export
-    connection.send(Done((), time.process_time() - begun))
+    begun, wall = time.process_time(), time.perf_counter()
+    scorer: PolicyScorer = pickle.loads(builder)()
+    # Whatever a first score would compute once: the images' order, what refits aim at, what files are cut from.
+    _ = scorer.sample, scorer.compressor.targets(), scorer.export
+    connection.send(Done((), time.process_time() - begun, time.perf_counter() - wall))
     while isinstance(ask := connection.recv(), Ask):
         begun = time.process_time()
-        done = answer(ask, setup, scorer)
+        done = answer(ask, scorer)
         connection.send(Done(done, time.process_time() - begun))
 
 
-def answer(ask: Ask, setup: JobSetup, scorer: PolicyScorer) -> tuple[Evaluation, ...]:
+def answer(ask: Ask, scorer: PolicyScorer) -> tuple[Evaluation, ...]:
     if ask.policies:
         torch.set_num_threads(1)
         if ask.traced:
@@ -143,25 +148,37 @@ def answer(ask: Ask, setup: JobSetup, scorer: PolicyScorer) -> tuple[Evaluation,
         return tuple(scorer.score(policy, beat) for policy, beat in ask.policies)
     torch.set_num_threads(ask.threads)
     with torch.no_grad():
-        for part in torch.split(setup.search.inputs[ask.start : ask.stop], ask.batch):
-            setup.network.folded(channels_last(part))
+        for part in torch.split(scorer.search_images[ask.start : ask.stop], ask.batch):
+            scorer.compressor.folded(channels_last(part))
     return ()
 
 
 class Workers:
-    """Processes that work at the same time and are waited for together."""
+    """Processes that work at the same time and are waited for together.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    Attributes:
+        preparation: what it took until all of them could score.
+    """
+
+    def __init__(self, args: argparse.Namespace, setup: JobSetup) -> None:
         context = multiprocessing.get_context("spawn")
         self._connections = []
         self._processes = []
-        for _ in range(args.workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(theirs, args))
-            process.start()
-            self._connections.append(ours)
-            self._processes.append(process)
-        self.preparation_cpu = sum(c.recv().cpu_seconds for c in self._connections)
+        with tempfile.TemporaryDirectory() as folder:
+            begun, wall = time.process_time(), time.perf_counter()
+            builder = pickle.dumps(setup.scorer_builder(Path(folder)))
+            shared = Cost(time.perf_counter() - wall, time.process_time() - begun)
+            for _ in range(args.workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=serve, args=(theirs, builder, args.code_path))
+                process.start()
+                self._connections.append(ours)
+                self._processes.append(process)
+            built = [c.recv() for c in self._connections]
+        self.preparation = Cost(
+            shared.wall + max(d.seconds for d in built),
+            shared.cpu + sum(d.cpu_seconds for d in built),
+        )
 
     def __len__(self) -> int:
         return len(self._connections)
@@ -228,7 +245,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     agent = make_agent(
         args.agent, pricer.space, pricer, args.policies, args.seed, Objective.of("accuracy", pricer)
     )
-    workers = Workers(args)
+    workers = Workers(args, setup)
     try:
         batch = min(_BATCHES, key=lambda b: plain_pass(workers, images, b).wall)
         told: dict[Policy, Evaluation] = {}
@@ -256,7 +273,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
             print(f"  {asked} of {args.policies}", flush=True)
     finally:
         workers.close()
-    return summary(args, rounds, batch, workers.preparation_cpu / len(workers), told, full)
+    return summary(args, rounds, batch, workers.preparation, told, full)
 
 
 def made_up_prices(network_space: NetworkSpace, budget: float) -> Pricer:
@@ -280,7 +297,7 @@ def summary(
     args: argparse.Namespace,
     rounds: Rounds,
     batch: int,
-    preparation_cpu: float,
+    preparation: Cost,
     told: dict[Policy, Evaluation],
     full: dict[Policy, Evaluation],
 ) -> dict[str, Any]:
@@ -300,17 +317,15 @@ def summary(
             "batch": batch,
             "by": max(set(ways), key=ways.count),
         },
-        # A worker's, which prepare side by side.
-        "preparation_seconds": preparation_cpu,
+        "preparation": {"seconds": preparation.wall, "cpu_seconds": preparation.cpu},
     }
-    spread = preparation_cpu / _SCORES
     for name, costs in (("fast", rounds.fast), ("full", rounds.full)):
         kept = [k for k, cost in enumerate(costs) if cost.count]
         if not kept:
             continue
         counts = np.array([costs[k].count for k in kept])
-        wall = np.array([costs[k].wall for k in kept]) / counts + spread
-        cpu = np.array([costs[k].cpu for k in kept]) / counts + spread * args.workers
+        wall = np.array([costs[k].wall for k in kept]) / counts + preparation.wall / _SCORES
+        cpu = np.array([costs[k].cpu for k in kept]) / counts + preparation.cpu / _SCORES
         cpu_mean = float(np.average(cpu, weights=counts))
         found[name] = {
             "seconds": float(np.average(wall, weights=counts)),
@@ -343,6 +358,9 @@ def ranking(told: dict[Policy, Evaluation], full: dict[Policy, Evaluation]) -> d
         "spearman": float(spearmanr(fast, whole)[0]),
         "spearman_top_ten": float(spearmanr(fast[top], whole[top])[0]),
         "top_ten_in_common": len(set(top.tolist()) & set(np.argsort(-fast)[:10].tolist())),
+        "contenders_in_common": len(
+            set(top[:CONTENDERS].tolist()) & set(np.argsort(-fast)[:CONTENDERS].tolist())
+        ),
         "same_best": bool(fast.argmax() == whole.argmax()),
         "within_interval": float(np.mean(inside)),
         "complete": int(complete.sum()),
@@ -355,7 +373,8 @@ def describe(found: dict[str, Any]) -> str:
     plain = found["plain"]
     lines = [
         f"{found['source']}, {found['policies']} policies of agent {found['agent']}, {found['search_images']} search "
-        f"images, {found['workers']} workers of one thread; preparation {found['preparation_seconds']:.1f} s a worker",
+        f"images, {found['workers']} workers of one thread; preparation {found['preparation']['seconds']:.1f} s, "
+        f"{found['preparation']['cpu_seconds']:.1f} CPU-s",
         f"plain float pass: {plain['seconds']:.2f} s, {plain['cpu_seconds']:.2f} CPU-s (batch {plain['batch']}, "
         f"{plain['by']})",
         "",
@@ -378,8 +397,9 @@ def describe(found: dict[str, Any]) -> str:
         best = "the same" if order["same_best"] else "another"
         lines.append(
             f"{order['policies']} policies scored both ways: Spearman {order['spearman']:.4f}, of the ten best "
-            f"{order['spearman_top_ten']:.4f}; {order['top_ten_in_common']} of the ten best in common, the best "
-            f"{best}; the score before lies within the interval of {order['within_interval']:.0%}; scores of the "
+            f"{order['spearman_top_ten']:.4f}; {order['top_ten_in_common']} of the ten best and "
+            f"{order['contenders_in_common']} of the {CONTENDERS} best in common, the best {best}; "
+            f"the score before lies within the interval of {order['within_interval']:.0%}; scores of the "
             f"{order['complete']} that ran all images differ by at most {order['largest_difference_of_complete']:.1g}"
         )
     return "\n".join(lines)

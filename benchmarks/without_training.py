@@ -40,6 +40,7 @@ from evaluation.stopping import CONTENDERS
 from latency_tables import HostFingerprint, TableStore, Target
 from search_spaces.network_space import INTEGER_BITS
 from service.finalists import Finalist, FinalistPicker
+from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.price_setup import learn_prices
@@ -157,7 +158,8 @@ class Run:
             pool.close()
         searched = time.monotonic()
         picker = FinalistPicker(
-            job, prices, limits, self._scratch, lambda: None, self._say, TableStore(data_dir / "tables")
+            job, JobPrices.of(job.targets, [prices]), limits, self._scratch, lambda: None, self._say,
+            TableStore(data_dir / "tables"),
         )  # fmt: skip
         finalists = picker.pick(trials, FINALISTS)
         found = self._measured(finalists)

@@ -17,6 +17,7 @@ from compressors.call_graph import INPUT_SITE, SiteMode, channels_last, module_s
 from compressors.errors import QuantizationError
 from compressors.histogram import Histogram, Range, least_divergence, least_error, percentile
 from compressors.plan import ActivationScale
+from compressors.quantization import shared_bits
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
 # Values an image that a histogram takes of a tensor; all of them cost as much as the network itself.
@@ -158,11 +159,10 @@ def activation_scales(
     Raises:
         QuantizationError: a bit width that does not exist.
     """
-    asked: dict[str, list[int]] = {}
-    for site, root in sites.items():
-        asked.setdefault(root, []).extend([bits[site]] if bits and site in bits else [])
+    widths = shared_bits(sites, bits or {})
     scales = {}
-    for root, widths in asked.items():
-        width = max(widths, default=8)
-        scales[root] = fit_activation(*observer.range_of(root, 2**width), width)
+    for site, root in sites.items():
+        if root not in scales:
+            width = widths[site]
+            scales[root] = fit_activation(*observer.range_of(root, 2**width), width)
     return {site: scales[root] for site, root in sorted(sites.items())}

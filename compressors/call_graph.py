@@ -221,7 +221,7 @@ class _Recorder(SiteMode):
                     tuple(inputs),
                     tuple(tensor.shape),
                     tensor.is_floating_point(),
-                    product_macs(name, args, tensor),
+                    product_macs(name, args, kwargs or {}, tensor),
                 )
             )
             self.add(tensor, own)

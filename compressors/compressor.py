@@ -55,6 +55,8 @@ class Choices:
         sparsity: layer path to its share of zero weights; layers left out stay dense.
         patterns: layer path to (N, M): N of every M weights along the input are nonzero.
         codebook: layer path to its number of shared weight values.
+        narrow: the target multiplies weights of fewer than 8 bits as such; elsewhere they are 8-bit integers of fewer
+            values.
     """
 
     keep: Mapping[str, int] = field(default_factory=dict)
@@ -66,6 +68,7 @@ class Choices:
     sparsity: Mapping[str, float] = field(default_factory=dict)
     patterns: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     codebook: Mapping[str, int] = field(default_factory=dict)
+    narrow: bool = False
 
     def factored(self, ranks: Mapping[str, Ranks]) -> Choices:
         """The same with what is chosen for a factored layer chosen for each of its factors."""
@@ -284,6 +287,7 @@ class Compressor:
             activations=activations,
             input_shape=tuple(self.images.shape[1:]),
             ranks=ranks,
+            narrow_weights=choices.narrow,
         )
         shared = {path: n for path, n in choices.codebook.items() if path in layers}
         return Compressed(network, plan, tuple(done), zeros, shared)

@@ -21,7 +21,7 @@ from compressors.compressor import Choices, Compressor
 from compressors.errors import ExportError
 from compressors.exporter import export_onnx, integer_bias, integer_weight
 from compressors.graph_digest import graph_digest
-from compressors.narrow_levels import narrow_levels
+from compressors.narrow_levels import narrow_levels, narrow_weights
 from compressors.plan import Plan, WeightScale
 from compressors.quantization import past_dropped
 from compressors.skeleton import Skeleton
@@ -88,6 +88,7 @@ class CutFiles:
                 raise ExportError(f"{tensor.name} is exported in another form")
             tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
         narrow_levels(graph, sites, plan.activations)
+        narrow_weights(graph, plan.narrow)
         return model
 
     def _fill_grids(self, graph: onnx.GraphProto, sites: Sequence[str], plan: Plan) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressors.errors import TrainingError
 from compressors.structure import Structure
 
 
@@ -44,28 +45,56 @@ def feature_loss(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor
     1412.6550, eq. 3) without a regressor, since residual streams that are not pruned mean the same in both networks.
     Where channels differ, their attention ``sum_c |A_c|^2`` is (Zagoruyko and Komodakis 2017, arXiv 1612.03928, eq. 2),
     which needs no regressor either: one would be trained and thrown away, and learns what the student need not.
-    Both on maps of unit length, so that one weight serves every network.
+    Both on maps of unit length, so that one weight serves every network. The axis along which the two differ holds
+    the channels: the second of images, the last of tokens [n, tokens, channels] and of maps [n, H, W, channels].
 
     Args:
-        student, teacher: maps [n, channels, ...] in the same order.
+        student, teacher: maps [n, ...] in the same order.
+
+    Raises:
+        TrainingError: two maps differ in more than their channels.
     """
     total = torch.zeros((), device=student[0].device)
     for ours, theirs in zip(student, teacher, strict=True):
-        if ours.shape[1] != theirs.shape[1]:
-            ours, theirs = ours.float().square().sum(1), theirs.float().square().sum(1)
+        axes = _different(ours, theirs)
+        if axes:
+            ours, theirs = ours.float().square().sum(axes), theirs.float().square().sum(axes)
         a, b = (F.normalize(x.float().flatten(1), dim=1, eps=1e-6) for x in (ours, theirs))
         total = total + (a - b).square().sum(1).mean()
     return total / len(student)
 
 
-def feature_paths(structure: Structure) -> tuple[str, ...]:
-    """The last residual block of every resolution: whose outputs to compare.
+def _different(ours: Tensor, theirs: Tensor) -> tuple[int, ...]:
+    """The axis along which two maps differ, none where they are of one shape."""
+    alike = ours.dim() == theirs.dim() > 2
+    axes = tuple(d for d, (a, b) in enumerate(zip(ours.shape, theirs.shape)) if a != b)
+    if axes and (not alike or len(axes) > 1 or axes[0] not in (1, ours.dim() - 1)):
+        raise TrainingError(
+            f"feature maps {list(ours.shape)} and {list(theirs.shape)} differ in more than their channels and cannot "
+            "be compared; leave features out"
+        )
+    return axes
 
-    A block that was dropped hands its input on, so that its path still names the end of the stage.
+
+def feature_paths(structure: Structure, norms: Iterable[tuple[str, str]] = ()) -> tuple[str, ...]:
+    """Whose outputs to compare: the last residual block of every resolution, and where a network has none the last
+    convolution of every resolution, behind its norm.
+
+    A block that was dropped hands its input on, so that its path still names the end of the stage. Networks without
+    either have no feature maps.
+
+    Args:
+        structure: of the folded network.
+        norms: pairs (layer path, norm path) that were folded: the norm's place computes the same in both networks.
     """
     shapes = {use.path: use.output_shape for use in structure.graph.uses}
-    last = {shapes[block.path][2:]: block.path for block in structure.blocks}
-    return tuple(last.values())
+    behind = dict(norms)
+    ends = {shapes[block.path][2:]: block.path for block in structure.blocks} or {
+        layer.output_shape[2:]: behind.get(layer.path, layer.path)
+        for layer in structure.layers
+        if len(layer.output_shape) == 4
+    }
+    return tuple(ends.values())
 
 
 @contextlib.contextmanager

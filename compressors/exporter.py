@@ -19,7 +19,7 @@ from torch import nn
 from compressors.adaptive_pooling import adaptive_pooling
 from compressors.errors import ExportError
 from compressors.float_layers import keep_float
-from compressors.narrow_levels import narrow_levels
+from compressors.narrow_levels import narrow_levels, narrow_weights
 from compressors.plan import Plan, WeightScale
 from compressors.quantization import QuantizedNetwork
 
@@ -94,6 +94,7 @@ def export_onnx(network: nn.Module, plan: Plan, batch: int = 1) -> onnx.ModelPro
     narrow_levels(model.graph, wrapped.traced, plan.activations)
     if plan.weights:
         _quantize_weights(model.graph, plan.weights)
+        narrow_weights(model.graph, plan.narrow)
     keep_float(model.graph)
     return model
 

@@ -18,7 +18,7 @@ from compressors.compressor import Choices, Compressed, Compressor
 from compressors.distillation import feature_paths
 from compressors.errors import TrainingError
 from compressors.factored_structure import factored_structure
-from compressors.gradual_pruning import InputFade, fade
+from compressors.gradual_pruning import InputFade, fade, mixes_channels
 from compressors.low_rank import install
 from compressors.plan import Plan
 from compressors.preparation import fold_norms, unfold_norms
@@ -35,6 +35,7 @@ from compressors.qat import (
 )
 from compressors.schedule import folded_rate, peak_rate
 from compressors.sparsity import keep_zeros, thin_again
+from compressors.structure import inside
 from compressors.training import Course, Training
 from compressors.training_images import TrainingImages
 
@@ -164,6 +165,10 @@ class Finetuning:
         directory: gets the state.
         device: where to train.
 
+    Attributes:
+        feature_paths: modules whose outputs are compared with the teacher's; none where the recipe asks for no
+            features or the network has no feature maps.
+
     Raises:
         TrainingError: the directory belongs to another training, or the recipe cannot serve this plan.
     """
@@ -181,7 +186,8 @@ class Finetuning:
         self.recipe, self._directory = recipe, directory
         self._device = torch.device(device)
         self._first, self._last = recipe.parts(start.plan.quantized)
-        self._paths = feature_paths(compressor.structure) if recipe.features else ()
+        norms = start.plan.folded
+        self.feature_paths = feature_paths(compressor.structure, norms) if recipe.features else ()
         self._training: Training | None = None
         self._plan = start.plan
         self._grids: QuantizationAware | None = None
@@ -253,8 +259,8 @@ class Finetuning:
             batch=recipe.batch,
             temperature=recipe.temperature,
             hard=recipe.hard,
-            features=recipe.features if self._paths else 0.0,
-            feature_paths=self._paths,
+            features=recipe.features if self.feature_paths else 0.0,
+            feature_paths=self.feature_paths,
             decay=decay,
             augmentation=Augmentation.named(recipe.augment if image else "none", shape[-1]),
             seed=recipe.seed,
@@ -273,11 +279,9 @@ class Finetuning:
     def _with_norms(self) -> Training:
         recipe, plan = self.recipe, self._start.plan
         few_bits = any(scale.bits < PLAIN_BITS for scale in plan.weights.values())
-        if recipe.gradual and (few_bits or self._start.zeros or plan.ranks):
-            raise TrainingError(
-                "channels cannot fade out of weights of less than 8 bits, with zeros among them, or of factored "
-                "layers; leave gradual out"
-            )
+        why = cannot_fade(self._compressor, self._start) if recipe.gradual else None
+        if why is not None:
+            raise TrainingError(f"channels cannot fade out of {why}; leave gradual out")
         network = self._network_with_norms()
         fades: tuple[InputFade, ...] = ()
         if recipe.gradual:
@@ -329,6 +333,21 @@ class Finetuning:
         self._training = Training(
             self._grids, self._compressor.folded, self._images, course, file, self._device
         )
+
+
+def cannot_fade(compressor: Compressor, start: Compressed) -> str | None:
+    """What keeps a network's channels from fading out (``gradual_pruning``) in words; None where nothing does."""
+    plan = start.plan
+    if any(scale.bits < PLAIN_BITS for scale in plan.weights.values()):
+        return "weights of less than 8 bits"
+    if start.zeros:
+        return "layers with zeros"
+    if plan.ranks:
+        return "factored layers"
+    kept = {path: m for path, m in compressor.folded.named_modules() if path in plan.channels}
+    gone = (path for path in plan.channels if inside(path, plan.dropped))
+    mixing = sorted({path for path, m in kept.items() if mixes_channels(m)} - {*gone})
+    return f"the norm {mixing[0]}, which computes another function without them" if mixing else None
 
 
 def choices_of(plan: Plan, compressor: Compressor) -> Choices:

@@ -39,19 +39,25 @@ class InputFade(nn.Module):
         return weight * (self.kept + (1 - self.kept) * self.share)
 
 
+def mixes_channels(module: nn.Module) -> bool:
+    """Whether a module normalises over channels (layer norms, RMS norms, group norms): what it gives for one depends
+    on the others."""
+    return isinstance(module, nn.GroupNorm) or hasattr(module, "normalized_shape")
+
+
 def fade(network: nn.Module, channels: Channels) -> list[InputFade]:
     """Attaches a fade to every layer that reads channels to be removed, in place.
 
     Raises:
-        TrainingError: a removed channel reaches a layer norm, which computes another function without it.
+        TrainingError: a removed channel reaches a norm over channels, which computes another function without it.
     """
     modules = dict(network.named_modules())
     fades = []
     for path, axes in channels.items():
         module = modules.get(path)
-        if isinstance(module, nn.LayerNorm):
+        if module is not None and mixes_channels(module):
             raise TrainingError(
-                f"{path} is a layer norm: channels that reach one cannot be pruned gradually; "
+                f"{path} is a norm over channels: those that reach one cannot be pruned gradually; "
                 "prune before training"
             )
         if module is not None and "in" in axes and isinstance(module, nn.Conv2d | nn.Linear):

@@ -18,6 +18,8 @@ PLENTY = 4
 _RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 # The last one in so many rows is held out.
 _HELD_OUT = 4
+# Features whose products with all the others are one block of a Gram matrix.
+_BLOCK = 144
 
 
 def least_change(inputs: Tensor, residual: Tensor) -> Tensor | None:
@@ -56,7 +58,8 @@ class _System:
         if self._dual:
             matrix, self._right = inputs @ inputs.mT, residual
         else:
-            matrix, self._right = inputs.mT @ inputs, inputs.mT @ residual
+            # The narrow operand first: BLAS takes half the time of the product the other way round.
+            matrix, self._right = _gram(inputs), (residual.mT @ inputs).mT
         self._matrix = matrix.double()
 
     def solve(self, ridge: float) -> Tensor:
@@ -67,6 +70,20 @@ class _System:
         found = torch.cholesky_solve(self._right.double(), factor).to(self._right.dtype)
         found = torch.where((failed == 0).view(-1, 1, 1), found, torch.zeros_like(found))
         return self._inputs.mT @ found if self._dual else found
+
+
+def _gram(inputs: Tensor) -> Tensor:
+    """``X' X`` [problems, features, features] of inputs [problems, rows, features], of one large problem only what lies
+    on and below its diagonal: Cholesky reads no more.
+    """
+    problems, _, features = inputs.shape
+    if problems > 1 or features < 2 * _BLOCK:
+        return inputs.mT @ inputs
+    gram = inputs.new_zeros(1, features, features)
+    for start in range(0, features, _BLOCK):
+        stop = start + _BLOCK
+        gram[:, start:, start:stop] = inputs[..., start:].mT @ inputs[..., start:stop]
+    return gram
 
 
 def _finite(delta: Tensor) -> Tensor | None:

@@ -7,6 +7,7 @@ neither its heads nor the stream through it could shrink. The module here comput
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +90,21 @@ class MultiheadAttention(nn.Module):
         else:
             out = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         return self.out_proj(self._joined(out, query)), weights
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Takes the names of ``torch.nn.MultiheadAttention`` too: files from before this module have them."""
+        parts = ("q_proj", "k_proj", "v_proj")
+        for name in ("in_proj", *parts):
+            if f"{prefix}{name}_weight" in state_dict:
+                state_dict[f"{prefix}{name}.weight"] = state_dict.pop(f"{prefix}{name}_weight")
+        bias = state_dict.pop(f"{prefix}in_proj_bias", None)
+        if bias is not None and self.in_proj is not None:
+            state_dict[f"{prefix}in_proj.bias"] = bias
+        elif bias is not None:
+            state_dict |= {f"{prefix}{n}.bias": b for n, b in zip(parts, bias.chunk(3))}
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [N, heads, positions, width of one]."""

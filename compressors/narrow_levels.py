@@ -1,7 +1,9 @@
-"""Activations of fewer than 8 bits in a file whose quantizers have 8.
+"""Tensors of fewer than 8 bits in a file whose integers have 8.
 
 ``QuantizeLinear`` saturates at 0 and 255. A grid with fewer levels ends at a ``Clip`` of the unsigned bytes, between
-the quantizer and the dequantizer, where the runtime's integer kernels on either side stay whole.
+the quantizer and the dequantizer, where the runtime's integer kernels on either side stay whole. A ``Clip`` of a
+weight's integers to the range they lie in anyway says their width (as Brevitas exports both, "QCDQ"); ONNX Runtime
+folds it away.
 """
 
 from __future__ import annotations
@@ -63,6 +65,40 @@ def narrow_levels(
         nodes.append(helper.make_node("Clip", [node.output[0], "", top], [ended], name=name))
         renamed[node.output[0]] = ended
     _keep_alive(graph, nodes)
+
+
+def narrow_weights(graph: onnx.GraphProto, limits: Mapping[str, int]) -> None:
+    """Says the width of weights by a ``Clip`` to their range before they are dequantized, in place.
+
+    Args:
+        graph: exported, with integer weights.
+        limits: largest integer of a layer's weight, by path; layers left out stay as they are.
+
+    Raises:
+        ExportError: a layer has no integer weight in the graph.
+    """
+    if not limits:
+        return
+    names = {f"{path}.weight_quantized": path for path in limits}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        path = names.pop(node.input[0], None) if node.op_type == "DequantizeLinear" else None
+        if path is not None:
+            ends = [f"{path}.weight_lowest", f"{path}.weight_highest"]
+            for name, value in zip(ends, (-limits[path], limits[path])):
+                graph.initializer.append(numpy_helper.from_array(np.array(value, np.int8), name))
+            clipped = f"{path}.weight_ended"
+            nodes.append(
+                helper.make_node(
+                    "Clip", [node.input[0], *ends], [clipped], name=f"/{path}/Clip_weight"
+                )
+            )
+            node.input[0] = clipped
+        nodes.append(node)
+    if names:
+        raise ExportError(f"no integer weight in the exported graph of {', '.join(names.values())}")
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _keep_alive(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

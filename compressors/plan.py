@@ -55,6 +55,7 @@ class Plan:
         activations: quantized tensors by site (see ``call_graph``).
         input_shape: [C, H, W] the network was compressed for.
         ranks: factored layers: (r,) between two factors, (r_in, r_out) around a k x k core (see ``low_rank``).
+        narrow_weights: the target multiplies weights of fewer than 8 bits as such; their exported range says so.
     """
 
     folded: tuple[tuple[str, str], ...] = ()
@@ -64,6 +65,7 @@ class Plan:
     activations: Mapping[str, ActivationScale] = field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
     ranks: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    narrow_weights: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -73,6 +75,13 @@ class Plan:
     def normed(self) -> tuple[tuple[str, str], ...]:
         """Pairs (layer, batch norm) as the compressed network has them: of a factored layer its last factor."""
         return tuple((last_factor(layer, self.ranks), norm) for layer, norm in self.folded)
+
+    @property
+    def narrow(self) -> dict[str, int]:
+        """Largest integers of the weights that are multiplied in fewer than 8 bits, by layer."""
+        if not self.narrow_weights:
+            return {}
+        return {path: scale.limit for path, scale in self.weights.items() if scale.bits < 8}
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -92,6 +101,8 @@ class Plan:
                 for s, a in self.activations.items()
             },
             "ranks": {p: list(r) for p, r in self.ranks.items()},
+            # Plans without are the same documents as before there were such targets.
+            **({"narrow_weights": True} if self.narrow_weights else {}),
         }
 
     @classmethod
@@ -120,6 +131,7 @@ class Plan:
                 },
                 input_shape=tuple(data["input_shape"]),
                 ranks={p: tuple(r) for p, r in data.get("ranks", {}).items()},
+                narrow_weights=bool(data.get("narrow_weights", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"malformed plan: {type(error).__name__}: {error}") from error

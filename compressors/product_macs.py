@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
 
-_PRODUCTS = ("matmul", "bmm", "baddbmm")
+# Names of the parameters that take factors, in their order.
+_FACTORS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "matmul": ("input", "other"),
+        "bmm": ("input", "mat2"),
+        "baddbmm": ("input", "batch1", "batch2"),
+        "scaled_dot_product_attention": ("query", "key", "value"),
+    }
+)
 
 
-def product_macs(function: str, args: Sequence[Any], out: Tensor) -> int:
+def product_macs(function: str, args: Sequence[Any], named: Mapping[str, Any], out: Tensor) -> int:
     """Multiply-accumulates of one call, over the whole batch; 0 of a call that is no product of matrices.
 
     Args:
         function: as ``call_graph.function_name`` has it.
         args: its arguments by position.
+        named: those by name.
         out: what it gave.
     """
-    tensors = [t for t in args if isinstance(t, Tensor)]
-    if function in _PRODUCTS and len(tensors) >= 2:
-        return out.numel() * tensors[-2].shape[-1]
-    if function == "scaled_dot_product_attention" and len(tensors) >= 3:
-        query, key, value = tensors[:3]
+    if function == "einsum":
+        equation, *operands = args
+        # Operands come one by one or as one sequence; in the other form the equation is in numbers.
+        listed = (
+            operands[0] if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
+        )
+        return _einsum(equation, listed) if isinstance(equation, str) else 0
+    if function not in _FACTORS:
+        return 0
+    names = _FACTORS[function]
+    given = [*args[: len(names)], *(named[n] for n in names[len(args) :] if n in named)]
+    if len(given) < len(names) or not all(isinstance(t, Tensor) for t in given):
+        return 0
+    if function == "scaled_dot_product_attention":
+        query, key, value = given
         scores = prod(out.shape[:-2]) * query.shape[-2] * key.shape[-2]
-        return scores * (query.shape[-1] + value.shape[-1])
-    if function == "einsum" and isinstance(args[0], str):
-        return _einsum(args[0], tensors)
-    return 0
+        macs: int = scores * (query.shape[-1] + value.shape[-1])
+    else:
+        macs = out.numel() * given[-2].shape[-1]
+    return macs
 
 
 def _einsum(equation: str, operands: Sequence[Tensor]) -> int:

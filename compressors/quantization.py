@@ -75,6 +75,20 @@ def asked_bits(
     return asked
 
 
+def shared_bits(sites: Mapping[str, str], asked: Mapping[str, int]) -> dict[str, int]:
+    """Bits of every quantized site: sites with a common scale take the most asked of any, 8 where none is asked.
+
+    Args:
+        sites: see ``quantized_sites``.
+        asked: see ``asked_bits``.
+    """
+    most: dict[str, int] = {}
+    for site, root in sites.items():
+        if site in asked:
+            most[root] = max(most.get(root, 0), asked[site])
+    return {site: most.get(root, 8) for site, root in sites.items()}
+
+
 def past_dropped(structure: Structure, dropped: Iterable[str]) -> Callable[[str], str]:
     """Maps a site to the one that is read in its place when blocks are dropped."""
     gone = set(dropped)

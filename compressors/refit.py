@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from compressors.call_graph import channels_last
 from compressors.least_squares import least_change
 from compressors.patches import grid, outputs_at, patches_of_groups, readable
+from compressors.refit_inputs import innermost, read_innermost, weight_innermost, weight_of
 from compressors.structure import Layer, Structure
 
 # Above this many inputs an output the normal equations cost more than they give: fewer rows, solved in dual form.
@@ -129,7 +130,9 @@ def collect_targets(
     }
 
 
-def solve(module: nn.Conv2d | nn.Linear, inputs: Tensor, targets: Tensor) -> bool:
+def solve(
+    module: nn.Conv2d | nn.Linear, inputs: Tensor, targets: Tensor, channels_innermost: bool = False
+) -> bool:
     """Sets weight and bias to the ridge solution, in place.
 
     ``min |X w + b - Y|^2 + ridge |w - w0|^2`` where ``w0`` is the present weight (``least_squares``).
@@ -137,12 +140,17 @@ def solve(module: nn.Conv2d | nn.Linear, inputs: Tensor, targets: Tensor) -> boo
     Args:
         inputs: float [groups, rows, features]; overwritten.
         targets: float [rows, out_channels].
+        channels_innermost: features are in the order of ``read_innermost``, not in that of the weight.
 
     Returns:
         Whether the layer changed.
     """
     groups = len(inputs)
-    weight = module.weight.detach().reshape(groups, -1, inputs.shape[2])
+    if channels_innermost:
+        assert isinstance(module, nn.Conv2d)
+        weight = weight_innermost(module)[None]
+    else:
+        weight = module.weight.detach().reshape(groups, -1, inputs.shape[2])
     residual = torch.baddbmm(
         targets.reshape(len(targets), groups, -1).transpose(0, 1), inputs, weight.mT, alpha=-1
     )
@@ -153,7 +161,12 @@ def solve(module: nn.Conv2d | nn.Linear, inputs: Tensor, targets: Tensor) -> boo
         residual -= shift
     change = least_change(inputs, residual)
     if change is not None:
-        module.weight.data = (weight + change.mT).reshape(module.weight.shape).contiguous()
+        solved = weight + change.mT
+        if channels_innermost:
+            assert isinstance(module, nn.Conv2d)
+            module.weight.data = weight_of(solved[0], module)
+        else:
+            module.weight.data = solved.reshape(module.weight.shape).contiguous()
     if module.bias is not None:
         # A mean is known from few rows, too.
         module.bias.data = (shift if change is None else shift - mean @ change).flatten()
@@ -202,7 +215,10 @@ class Refitter:
         values = target.values
         if path in self._channels:
             values = values[:, self._channels[path]]
-        if solve(
-            module, patches_of_groups(module, x.detach(), target.rows, target.columns), values
-        ):
+        x, at = x.detach(), (target.rows, target.columns)
+        if isinstance(module, nn.Conv2d) and innermost(module, x):
+            solved = solve(module, read_innermost(module, x, *at)[None], values, True)
+        else:
+            solved = solve(module, patches_of_groups(module, x, *at), values)
+        if solved:
             self.refitted.append(path)

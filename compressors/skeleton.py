@@ -24,11 +24,13 @@ from compressors.factored_nodes import ACTIVATION_STEP, WEIGHT_STEP, factored_no
 from compressors.float_layers import keep_float
 from compressors.head_constants import holds_width, resize_heads, resize_width
 from compressors.low_rank import Ranks, ranks_of
+from compressors.narrow_levels import narrow_levels, narrow_weights
 from compressors.plan import ActivationScale, Plan, WeightScale
 from compressors.pruner import Channels
 from compressors.pruning_group import Member
-from compressors.quantization import quantized_sites
+from compressors.quantization import asked_bits, quantized_sites, shared_bits
 from compressors.structure import MOVERS, RECTIFIERS, inside
+from compressors.weight_grid import grid_limit
 
 _COMPUTE = ("Conv", "Gemm", "MatMul")
 
@@ -84,6 +86,8 @@ class Skeleton:
         self._ends = {
             s: (q.input[0], dequantizer[q.output[0]].output[0]) for s, q in zip(sites, quantizers)
         }
+        self._sites = tuple(sites)
+        self._rectified = rectified
         self._pairs = {q.name: s for s, q in zip(sites, quantizers)}
         self._pairs |= {dequantizer[q.output[0]].name: s for s, q in zip(sites, quantizers)}
         self._owner = self._owners(graph)
@@ -153,7 +157,31 @@ class Skeleton:
             compressor.structure, compressor.folded, channels, choices.rank, choices.dropped
         )
         integer = {p for p in self._layers if p in choices.integer and not inside(p, dropped)}
-        return self.cut(dropped, channels, integer, ranks)
+        model = self.cut(dropped, channels, integer, ranks)
+        if choices.narrow:
+            self._narrow(model.graph, choices, integer)
+        return model
+
+    def _narrow(self, graph: onnx.GraphProto, choices: Choices, integer: Collection[str]) -> None:
+        """Ends grids of fewer than 8 bits as the exporter does, in place.
+
+        Raises:
+            ExportError: a layer is factored.
+        """
+        if choices.rank:
+            raise ExportError("bits below 8 of a factored layer are not cut from the graph")
+        structure = self._compressor.structure
+        sites = quantized_sites(structure, integer, choices.dropped)
+        asked = asked_bits(structure, integer, choices.activation_bits, choices.dropped)
+        widths = shared_bits(sites, asked)
+        # A step of nothing: every capped rectifier's range holds such a grid, as it holds a calibrated one.
+        grids = {
+            site: ActivationScale(0.0, 0 if site in self._rectified else 128, bits)
+            for site, bits in widths.items()
+        }
+        narrow_levels(graph, [site for site in self._sites if site in sites], grids)
+        bits = {p: b for p, b in choices.weight_bits.items() if p in integer and b < 8}
+        narrow_weights(graph, {path: grid_limit(b) for path, b in bits.items()})
 
     def cut(
         self,

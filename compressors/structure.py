@@ -29,8 +29,16 @@ MOVERS = frozenset(
     }
 )
 NORMS = frozenset({"batch_norm"})
-# What may lie between a residual sum and the end of its block.
-_HANDING_ON = RECTIFIERS | {"contiguous", "dropout", "flatten", "reshape", "unflatten", "view"}
+# What may lie between a residual sum and the end of its block; transformer layers may end in their norm (post-norm).
+_HANDING_ON = RECTIFIERS | {
+    "contiguous",
+    "dropout",
+    "flatten",
+    "layer_norm",
+    "reshape",
+    "unflatten",
+    "view",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,9 +233,10 @@ def _blocks(network: nn.Module, graph: CallGraph, counts: dict[str, int]) -> tup
 
 
 def _adds_input(use: ModuleUse, by_site: dict[str, Call]) -> bool:
-    """Whether the block's output is its input plus something, up to rectifiers and reshapes.
+    """Whether the block's output is its input plus something, up to rectifiers, layer norms and reshapes.
 
-    A transformer block adds twice (x + attention, then that + mlp), perhaps on windows or flattened maps between.
+    A transformer block adds twice (x + attention, then that + mlp), perhaps on windows or flattened maps between, and
+    may normalise each sum (Vaswani et al. 2017, arXiv 1706.03762, section 3.1).
     """
     seen: set[tuple[str, bool]] = set()
     waiting = [

@@ -27,7 +27,7 @@ from compressors.plan import Plan
 from compressors.recipe import CompressionRecipe
 from evaluation.errors import ScoringError
 from evaluation.splits import Examples
-from evaluation.stopping import hopeless, stages
+from evaluation.stopping import hopeless, precise, stages
 from evaluation.subsample import Estimate, Sample
 from latency_tables.errors import TrimtabError
 from search_spaces.evaluation import Evaluation
@@ -96,14 +96,16 @@ class PolicyScorer:
     ``outputs_of_compressed``.
 
     Search images are run in one fixed random order, those that the original is not sure of earlier (``subsample``).
-    Where a score to beat is given, a policy that surely misses it on the first of them (``stopping``) is not run on
-    the others: its score is then an estimate of the mean over all of them, its interval that of the images seen.
+    Where a score to beat is given, a policy that surely misses it on the first of them, or whose score is precise
+    enough by then (``stopping``), is not run on the others: its score is then an estimate of the mean over all of them,
+    its interval that of the images seen.
 
     Args:
         compressor: of the network.
         network_space: whose policies are scored.
         examples: search images.
         metric: ``(outputs, targets) -> per-example score``.
+        reference: the original's outputs on the search images, as another scorer found them; run when left out.
     """
 
     def __init__(
@@ -112,11 +114,13 @@ class PolicyScorer:
         network_space: NetworkSpace,
         examples: Examples,
         metric: Metric | None = None,
+        reference: Tensor | None = None,
     ) -> None:
         self.compressor = compressor
         self._space = network_space
         self._examples = examples
         self._metric = metric
+        self._reference = reference
 
     @property
     def search_images(self) -> Tensor:
@@ -126,6 +130,8 @@ class PolicyScorer:
     @cached_property
     def reference(self) -> Tensor:
         """The original's outputs on the search images."""
+        if self._reference is not None:
+            return self._reference
         shape = tuple(self._examples.inputs.shape[1:])
         original = Compressed(self.compressor.folded, Plan(input_shape=shape))
         return outputs_of_compressed(original, self._examples.inputs)
@@ -184,7 +190,7 @@ class PolicyScorer:
             seen += len(chosen)
             outputs, rows = torch.cat(parts), self.sample.order[:seen]
             estimate = self.sample.estimate(self._per_example(outputs, rows))
-            if hopeless(estimate, score_to_beat):
+            if hopeless(estimate, score_to_beat) or precise(estimate):
                 break
         return self._evaluation(outputs, rows, estimate, self.sample.estimate)
 
@@ -292,17 +298,25 @@ class ScorerBuilder:
             rankings=self.rankings,
         )
         examples = Examples(tensors["inputs"], tensors["targets"])
-        return PolicyScorer(compressor, self.network_space, examples, self.metric)
+        return PolicyScorer(
+            compressor, self.network_space, examples, self.metric, tensors.get("reference")
+        )
 
 
-def save_images(path: Path, calibration: Examples, search: Examples) -> None:
-    """Writes what a ``ScorerBuilder`` reads."""
+def save_images(
+    path: Path, calibration: Examples, search: Examples, reference: Tensor | None = None
+) -> None:
+    """Writes what a ``ScorerBuilder`` reads.
+
+    Args:
+        reference: the original's outputs on the search images, so that no worker need run it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {
-            "calibration": calibration.inputs.contiguous(),
-            "inputs": search.inputs.contiguous(),
-            "targets": search.targets.contiguous(),
-        },
-        path,
-    )
+    tensors = {
+        "calibration": calibration.inputs,
+        "inputs": search.inputs,
+        "targets": search.targets,
+    }
+    if reference is not None:
+        tensors["reference"] = reference
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)

@@ -36,6 +36,7 @@ class Estimate:
         low, high: 95 % interval of the mean over the images that the search images are a sample of.
         error: standard error of ``mean`` as an estimate of the mean over all search images: sampling without
             replacement (Cochran 1977, Sampling Techniques, section 2.6 and eq. 5.6), 0 where all were seen.
+        lasting: standard error that all search images leave, as they are a sample themselves.
         images: how many were seen.
     """
 
@@ -43,12 +44,14 @@ class Estimate:
     low: float
     high: float
     error: float
+    lasting: float
     images: int
 
     @classmethod
     def of_all(cls, scores: NDArray[np.float64]) -> Estimate:
         """From the scores float64 [n] of all search images."""
-        return cls(*mean_ci95(scores), 0.0, len(scores))
+        mean, low, high = mean_ci95(scores)
+        return cls(mean, low, high, 0.0, (high - low) / (2 * Z95), len(scores))
 
 
 @dataclass(frozen=True)
@@ -116,4 +119,5 @@ class Sample:
         # What there is between the images that the search images are a sample of, within strata and between them.
         spread = float(shares @ (within + (means - mean) ** 2))
         half = Z95 * math.sqrt(variance + spread / images)
-        return Estimate(mean, mean - half, mean + half, math.sqrt(variance), len(seen))
+        error, lasting = math.sqrt(variance), math.sqrt(spread / images)
+        return Estimate(mean, mean - half, mean + half, error, lasting, len(seen))

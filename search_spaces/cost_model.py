@@ -117,10 +117,12 @@ class CostModel:
         """
         flat = self.flat
         used = np.asarray(indices)[:, : len(flat.sizes)]
-        if used.shape[1] < len(flat.sizes) or ((used < 0) | (used >= flat.sizes)).any():
+        if used.shape[1] < len(flat.sizes) or (used < 0).any() or (used >= flat.sizes).any():
             raise IndexError(
                 f"a value index is out of range, or there are fewer than {len(flat.sizes)} of them"
             )
+        if len(used) <= _AT_ONCE:
+            return np.asarray(flat.sums(used) + self.constant)
         total = np.empty(len(used))
         for start in range(0, len(used), _AT_ONCE):
             total[start : start + _AT_ONCE] = flat.sums(used[start : start + _AT_ONCE])
@@ -336,3 +338,89 @@ class Lookahead:
         columns, moves = self._all[t]
         here = (places.at(known, columns)[:, None] + moves).astype(np.int64)
         return np.asarray(places.cells[here].sum(axis=0) + (fixed + self._constant))
+
+    def growing(self) -> GrowingPrefix:
+        """A prefix of no decisions yet, whose options are found faster than those of any prefix."""
+        return GrowingPrefix(
+            self._places.starts.astype(np.int64), self._constant, self._places.cells, self._growth
+        )
+
+    @cached_property
+    def _growth(self) -> list[_Growth]:
+        strides = self._places.strides.astype(np.int64)
+        return [
+            _Growth(stride, columns, moves.astype(np.int64), len(added))
+            for stride, (columns, moves), (added, _) in zip(
+                strides, self._all, self._added, strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Growth:
+    """What one decision adds to a prefix.
+
+    Attributes:
+        stride: int64 [messages], by how much each value moves the places of cells.
+        columns: messages that its options are the sums of, first those that are settled by it.
+        moves: int64 [columns, values], by how much each value moves their places.
+        settled: how many of the columns it settles.
+    """
+
+    stride: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    moves: NDArray[np.int64]
+    settled: int
+
+
+class GrowingPrefix:
+    """A partial policy that grows decision by decision, with the cheapest completion of each next value.
+
+    ``Lookahead.growing`` makes one. Options are those of ``Lookahead.options`` up to rounding.
+
+    Args:
+        places: int64 [messages], of the cells that the first values lead to.
+        costs: float64 [quantities], of no decision.
+        cells: float64 [cells, quantities].
+        growth: one a decision.
+    """
+
+    def __init__(
+        self,
+        places: NDArray[np.int64],
+        costs: NDArray[np.float64],
+        cells: NDArray[np.float64],
+        growth: Sequence[_Growth],
+    ) -> None:
+        self._places = places
+        self._costs = costs
+        self._cells = cells
+        self._growth = growth
+        self._length = 0
+        self._looked: NDArray[np.float64] | None = None
+
+    def options(self) -> NDArray[np.float64]:
+        """See ``Lookahead.options``: float64 [values, quantities]."""
+        own = self._growth[self._length]
+        places = self._places.take(own.columns)[:, None] + own.moves
+        self._looked = self._cells.take(places, axis=0)
+        return np.asarray(self._looked.sum(axis=0) + self._costs)
+
+    def append(self, value: int) -> None:
+        """Takes the next decision.
+
+        Args:
+            value: index of its value.
+        """
+        own = self._growth[self._length]
+        if own.settled:
+            if self._looked is None:
+                settled = own.columns[: own.settled]
+                cells = self._cells[self._places[settled] + own.moves[: own.settled, value]]
+            else:
+                cells = self._looked[: own.settled, value]
+            self._costs = self._costs + cells.sum(axis=0)
+        if value:
+            self._places = self._places + value * own.stride
+        self._looked = None
+        self._length += 1

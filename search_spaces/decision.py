@@ -9,6 +9,9 @@ from typing import Any
 
 from search_spaces.errors import SpaceError
 
+# As the bits of a layer: it runs in float.
+FLOAT_BITS = 32
+
 
 class DecisionKind(StrEnum):
     """What a decision chooses. Values are integers: channels, bits, ranks, percent of weights that stay, or 0

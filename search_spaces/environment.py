@@ -53,7 +53,7 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
         shape = (len(self._features.names),)
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, shape, np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
-        self._prefix: list[int] = []
+        self._prefix = pricer.growing()
         self._previous = 1.0
         self._observation = np.zeros(shape, dtype=np.float32)
 
@@ -61,7 +61,7 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Array, dict[str, Any]]:
         super().reset(seed=seed, options=options)
-        self._prefix = []
+        self._prefix = self._pricer.growing()
         self._previous = 1.0
         return self._observe(), {}
 
@@ -72,20 +72,20 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
             RuntimeError: the episode is over; call ``reset``.
             BudgetError: no value is within the budget.
         """
-        position = len(self._prefix)
+        position = len(self._prefix.indices)
         if position == len(self._space):
             raise RuntimeError("the episode is over: every decision is taken; call reset")
         decision = self._space.decisions[position]
         share = (float(np.clip(np.ravel(action)[0], -1.0, 1.0)) + 1) / 2
-        allowed = self._pricer.allowed(self._prefix)
+        allowed = self._prefix.allowed()
         index = clip(self._bins.index(decision, share), allowed)
         self._prefix.append(index)
         self._previous = self._bins.action(decision, index)
         info: dict[str, Any] = {"executed": action_of(self._previous)}
         self._pass_over()
-        if len(self._prefix) < len(self._space):
+        if len(self._prefix.indices) < len(self._space):
             return self._observe(), 0.0, False, False, info
-        policy = self._space.from_indices(self._prefix)
+        policy = self._pricer.views.policy(self._prefix.indices)
         info["policy"] = policy
         return self._observation.copy(), float(self._scorer(policy)), True, False, info
 
@@ -107,14 +107,15 @@ class CompressionEnvironment(gymnasium.Env[Array, Array]):
 
     def _pass_over(self) -> None:
         """Inactive decisions take their largest value, the canonical one."""
-        while len(self._prefix) < len(self._space):
-            position = len(self._prefix)
-            if is_active(self._space, self._prefix, position):
+        while len(self._prefix.indices) < len(self._space):
+            position = len(self._prefix.indices)
+            if is_active(self._space, self._prefix.indices, position):
                 return
             self._prefix.append(len(self._space.decisions[position].values) - 1)
 
     def _observe(self) -> Array:
-        state = self._features.at(len(self._prefix), self._prefix, self._previous)
+        prefix = self._prefix.indices
+        state = self._features.at(len(prefix), prefix, self._previous)
         self._observation = np.array(state, dtype=np.float32)
         return self._observation.copy()
 

@@ -93,6 +93,8 @@ def sample_policies(network_space: NetworkSpace, count: int, seed: int) -> list[
                 indices.append(int(rng.uniform() < keep))
             elif decision.kind is DecisionKind.PRECISION:
                 indices.append(0 if rng.uniform() < integer else n - 1)
+            elif decision.kind is DecisionKind.ACTIVATION_BITS:
+                indices.append(int(rng.integers(n - 1)) if rng.uniform() < integer else n - 1)
             elif decision.kind is DecisionKind.RANK:
                 indices.append(int(rng.integers(n - 1)) if rng.uniform() < low else n - 1)
             else:
@@ -187,6 +189,10 @@ def _fit_layer(
     scope = tables.scope
     ranks = [a for a, i in enumerate(scope) if _kind(network_space, i) is DecisionKind.RANK]
     rank = ranks[0] if ranks else None
+    widths_at = [
+        a for a, i in enumerate(scope) if _kind(network_space, i) is DecisionKind.WEIGHT_BITS
+    ]
+    bits = widths_at[0] if widths_at else None
     shape = tables.outputs.shape
     places = indices[:, list(scope)]
     alive = tables.outputs[tuple(places.T)] > 0 if scope else np.ones(len(indices), dtype=bool)
@@ -201,7 +207,7 @@ def _fit_layer(
     main = np.zeros(shape)
     weights = np.zeros(features.shape[1])
     for _ in range(3):
-        main = _table(places, costs - extra, tables, rank)
+        main = _table(places, costs - extra, tables, rank, bits)
         residual = costs - (main[tuple(places.T)] if scope else main)
         weights = _ridge(features, residual)
         extra = features @ weights
@@ -295,16 +301,23 @@ def _kind(network_space: NetworkSpace, position: int) -> DecisionKind:
 
 
 def _table(
-    places: NDArray[np.int64], costs: NDArray[np.float64], tables: LayerTables, rank: int | None
+    places: NDArray[np.int64],
+    costs: NDArray[np.float64],
+    tables: LayerTables,
+    rank: int | None,
+    bits: int | None = None,
 ) -> NDArray[np.float64]:
     """``_fill`` of a layer that may be factored: its factors cost in another way than the whole layer does, which
-    costs the same whatever rank it was spared.
+    costs the same whatever rank it was spared. So does a float layer, whatever bits its weights were spared.
 
     Args:
         rank: the axis of the layer's rank, None where it has none.
+        bits: the axis of its weights' bits, None where it has none; a layer has one of the two at most.
     """
     alive = tables.outputs > 0
     shape = alive.shape
+    if bits is not None:
+        return _with_bits(places, costs, tables, bits)
     if rank is None:
         return _fill(places, costs, shape, alive)
     low = tables.factored[tuple(places.T)]
@@ -320,6 +333,25 @@ def _table(
     factored = _fill(places[low], costs[low], shape, tables.factored)
     whole = np.broadcast_to(np.expand_dims(pooled, rank), shape)
     return np.asarray(np.where(tables.factored, factored, whole) * alive)
+
+
+def _with_bits(
+    places: NDArray[np.int64], costs: NDArray[np.float64], tables: LayerTables, bits: int
+) -> NDArray[np.float64]:
+    alive = tables.outputs > 0
+    integer = tables.integer[tuple(places.T)]
+    found = np.zeros(alive.shape)
+    if integer.any():
+        found = _fill(places[integer], costs[integer], alive.shape, tables.integer)
+    if not integer.all():
+        whole = _fill(
+            np.delete(places[~integer], bits, axis=1),
+            costs[~integer],
+            tuple(np.delete(alive.shape, bits)),
+            np.asarray(alive.any(axis=bits)),
+        )
+        found = np.where(tables.integer, found, np.expand_dims(whole, bits))
+    return np.asarray(found * alive)
 
 
 def _fill(

@@ -13,7 +13,9 @@ from compressors.compressor import Choices
 from compressors.groups import PruningGroup, find_groups
 from compressors.low_rank import factor_sizes, full_rank, kernel_positions, split_rank
 from compressors.structure import Layer, Product, Structure, analyse, inside
-from latency_tables import Target
+from latency_tables.capabilities import Capabilities
+from search_spaces.bit_decisions import bit_decisions, ended_activations, ended_weights
+from search_spaces.bit_widths import BitWidths
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import Decision, DecisionKind, LayerFeatures
 from search_spaces.errors import SpaceError
@@ -22,6 +24,7 @@ from search_spaces.packed_decisions import INTEGER_BITS as INTEGER_BITS
 from search_spaces.packed_decisions import (
     KEPT_PERCENT,
     WEIGHT_BITS,
+    Pattern,
     packed_choices,
     packed_decisions,
 )
@@ -49,6 +52,8 @@ class NetworkSpace:
         groups: pruning groups that have a decision, by root.
         left_out: group root (or layer) to the reason it has none.
         whole: layer path to the reason that a layer with a low-rank form has no rank decision.
+        pattern: (N, M) where zeros keep N of every M weights along the input; None where they lie anywhere.
+        bits: that layers choose among; None where they run in 8 bits or in float.
     """
 
     space: SearchSpace
@@ -56,6 +61,8 @@ class NetworkSpace:
     groups: dict[str, PruningGroup]
     left_out: dict[str, str]
     whole: dict[str, str] = field(default_factory=dict)
+    pattern: Pattern | None = None
+    bits: BitWidths | None = None
 
     def choices(self, policy: Policy) -> Choices:
         """What the policy keeps.
@@ -68,6 +75,7 @@ class NetworkSpace:
         dropped: list[str] = []
         integer: set[str] = set()
         bits: dict[str, int] = {}
+        activations: dict[str, int] = {}
         kept: dict[str, int] = {}
         rank: dict[str, int] = {}
         for decision, value in zip(self.space.decisions, policy.values):
@@ -77,6 +85,9 @@ class NetworkSpace:
                 dropped.append(decision.module)
             elif decision.kind is DecisionKind.PRECISION and value == INTEGER_BITS:
                 integer.add(decision.module)
+            elif decision.kind is DecisionKind.ACTIVATION_BITS and value < FLOAT_BITS:
+                integer.add(decision.module)
+                activations[decision.module] = value
             elif decision.kind is DecisionKind.WEIGHT_BITS:
                 bits[decision.module] = value
             elif decision.kind is DecisionKind.SPARSITY:
@@ -87,16 +98,26 @@ class NetworkSpace:
         present = frozenset(p for p in integer if not inside(p, gone))
         bits, kept = ({p: v for p, v in of.items() if not inside(p, gone)} for of in (bits, kept))
         rank = {p: r for p, r in rank.items() if not inside(p, gone)}
-        return packed_choices(Choices(keep, gone, present, rank=rank), bits, kept)
+        if self.bits is not None:
+            narrow, fewer = (
+                {p: b for p, b in of.items() if p in present and b < INTEGER_BITS}
+                for of in (bits, activations)
+            )
+            return Choices(
+                keep, gone, present, weight_bits=narrow, activation_bits=fewer, narrow=True
+            )
+        return packed_choices(Choices(keep, gone, present, rank=rank), bits, kept, self.pattern)
 
     def block_of(self, path: str) -> str | None:
         """Path of the droppable block a module lies in."""
         return next((b.path for b in self.structure.blocks if inside(path, (b.path,))), None)
 
     def scope_of(self, layer: Layer) -> tuple[int, ...]:
-        """Positions of the decisions that shape a layer: its block, channels it makes or reads, its precision
-        and rank."""
+        """Positions of the decisions that shape a layer: its block, channels it makes or reads, its precision (or
+        bits) and rank."""
         ids = [f"{layer.path}:precision", f"{layer.path}:rank"]
+        if self.bits is not None:
+            ids = [f"{layer.path}:activation_bits", f"{layer.path}:weight_bits"]
         ids += [
             f"{root}:channels" for root, group in self.groups.items() if _touches(group, layer.path)
         ]
@@ -113,11 +134,13 @@ def _touches(group: PruningGroup, path: str) -> bool:
 def build_space(
     network: nn.Module,
     example: Tensor,
-    target: Target,
+    target: Capabilities,
     scope: str = "joint",
     exclude: tuple[str, ...] = (),
     packed: bool = False,
     ranks: RankOffer | None = None,
+    pattern: Pattern | None = None,
+    bits: BitWidths | None = None,
 ) -> NetworkSpace:
     """Traces the network and lists the decisions the target supports.
 
@@ -129,11 +152,16 @@ def build_space(
         exclude: module paths left as they are.
         packed: the packed file's size is bounded, so bits below 8 and zeros are worth something.
         ranks: which layers may be factored; none where left out, or where the scope does not prune.
+        pattern: (N, M): zeros, where any are offered, keep N of every M weights along the input.
+        bits: of weights and activations that layers choose among instead of 8 bits and float; none is factored then.
 
     Raises:
         TraceError: the network cannot be traced.
-        SpaceError: nothing is left to decide, or an excluded module does not exist.
+        SpaceError: nothing is left to decide, an excluded module does not exist, or the target, the scope or the
+            bound on packed bytes allows no choice of bits.
     """
+    if bits is not None:
+        _require_bits(bits, target, scope, packed)
     modules = {path for path, _ in network.named_modules()}
     for path in exclude:
         if path not in modules:
@@ -145,18 +173,49 @@ def build_space(
         found, reasons = find_groups(network, example, exclude)
         left_out |= reasons
         groups = {group.root: group for group in found}
-        left_out |= _unpriceable(structure, groups, target, packed)
+        left_out |= _unpriceable(structure, groups, target, packed, bits)
     offered = OfferedRanks()
-    if ranks is not None and scope in ("prune", "joint"):
+    if ranks is not None and bits is None and scope in ("prune", "joint"):
         offered = _priceable(groups, target, packed, ranks(network, structure, example))
-    decisions = list(_decisions(structure, groups, target, scope, exclude, packed, offered.values))
+    decisions = list(
+        _decisions(structure, groups, target, scope, exclude, packed, offered.values, pattern, bits)
+    )
     return NetworkSpace(
-        SearchSpace(tuple(decisions)), structure, groups, left_out, dict(offered.withheld)
+        SearchSpace(tuple(decisions)),
+        structure,
+        groups,
+        left_out,
+        dict(offered.withheld),
+        pattern,
+        bits,
     )
 
 
+def _require_bits(bits: BitWidths, target: Capabilities, scope: str, packed: bool) -> None:
+    missing = bits.missing(target)
+    if missing:
+        raise SpaceError(
+            f"the target computes with {_named(target.precisions)} bits, not with {_named(missing)}; there fewer bits "
+            "count for the packed file's size alone: bound packed_size instead"
+        )
+    if scope == "prune":
+        raise SpaceError("scope prune decides no bits; use scope quantize or joint")
+    if packed:
+        raise SpaceError(
+            "a bound on packed bytes decides bits of weights by itself; leave that bound or the choice of bits out"
+        )
+
+
+def _named(bits: Iterable[int]) -> str:
+    return ", ".join(map(str, bits))
+
+
 def _unpriceable(
-    structure: Structure, groups: dict[str, PruningGroup], target: Target, packed: bool
+    structure: Structure,
+    groups: dict[str, PruningGroup],
+    target: Capabilities,
+    packed: bool,
+    bits: BitWidths | None,
 ) -> dict[str, str]:
     """Takes out groups that meet too many others in one layer (dense concatenation): a layer's price is a table
     over all decisions that shape it. Groups of few layers stay first: they meet the fewest others."""
@@ -164,7 +223,7 @@ def _unpriceable(
     more = len(WEIGHT_BITS) * len(KEPT_PERCENT) if packed else 1
     largest = LARGEST_PACKED if packed else LARGEST_TABLE
     for layer in structure.layers:
-        size = 4 * more  # precision and block
+        size = 4 * more if bits is None else 2 * bits.combinations  # precision and block
         for root, group in sorted(groups.items(), key=lambda item: len(item[1].members)):
             if _touches(group, layer.path):
                 values = len(channel_values(group.channels, target, group.unit))
@@ -177,7 +236,7 @@ def _unpriceable(
 
 
 def _priceable(
-    groups: dict[str, PruningGroup], target: Target, packed: bool, ranks: OfferedRanks
+    groups: dict[str, PruningGroup], target: Capabilities, packed: bool, ranks: OfferedRanks
 ) -> OfferedRanks:
     """Leaves out ranks of layers whose table would grow too large with them."""
     found, withheld = {}, dict(ranks.withheld)
@@ -198,11 +257,13 @@ def _priceable(
 def _decisions(
     structure: Structure,
     groups: dict[str, PruningGroup],
-    target: Target,
+    target: Capabilities,
     scope: str,
     exclude: tuple[str, ...],
     packed: bool,
     ranks: RankValues,
+    pattern: Pattern | None,
+    bits: BitWidths | None,
 ) -> Iterable[Decision]:
     weights = sum(layer.weights for layer in structure.layers)
     blocks = [b.path for b in structure.blocks]
@@ -234,7 +295,10 @@ def _decisions(
             yield Decision(
                 f"{layer.path}:rank", DecisionKind.RANK, ranks[layer.path], block_id, features
             )
-        if scope != "prune" and not inside(layer.path, exclude) and runs_integer(layer, target):
+        quantizes = scope != "prune" and not inside(layer.path, exclude)
+        if quantizes and bits is not None and runs_integer(layer, target):
+            yield from bit_decisions(bits, layer, block_id, features)
+        elif quantizes and runs_integer(layer, target):
             yield Decision(
                 f"{layer.path}:precision",
                 DecisionKind.PRECISION,
@@ -243,10 +307,10 @@ def _decisions(
                 features,
             )
         if packed and not inside(layer.path, exclude):
-            yield from packed_decisions(layer, weights, scope, block_id, features)
+            yield from packed_decisions(layer, weights, scope, block_id, features, pattern)
 
 
-def runs_integer(layer: Layer, target: Target) -> bool:
+def runs_integer(layer: Layer, target: Capabilities) -> bool:
     """Whether the runtime really computes the layer in integers: ONNX Runtime leaves a linear layer on token
     sequences in float between quantize and dequantize nodes, so it is not offered there."""
     if INTEGER_BITS not in target.precisions:
@@ -254,7 +318,7 @@ def runs_integer(layer: Layer, target: Target) -> bool:
     return layer.kind != "linear" or len(layer.input_shape) == 2
 
 
-def channel_values(channels: int, target: Target, unit: int = 1) -> tuple[int, ...]:
+def channel_values(channels: int, target: Capabilities, unit: int = 1) -> tuple[int, ...]:
     """Channel counts offered for a group: multiples the target likes from an eighth up, and the whole.
 
     Args:
@@ -331,6 +395,10 @@ def layer_tables(network_space: NetworkSpace, layer: Layer) -> LayerTables:
             alive = alive & (spread == 1)
         elif decision.kind is DecisionKind.PRECISION:
             integer = integer | (spread == INTEGER_BITS)
+        elif decision.kind is DecisionKind.ACTIVATION_BITS:
+            integer = integer | (spread < FLOAT_BITS)
+        elif decision.kind is DecisionKind.WEIGHT_BITS:
+            continue
         elif decision.kind is DecisionKind.RANK:
             rank = rank * 0 + spread
         else:
@@ -403,7 +471,7 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     """Bytes of the exported file.
 
     Weights, biases and scales are counted; what the file holds besides (nodes, names) is a constant and a share an
-    integer layer, a factored layer and a dropped block, fitted to real exports.
+    integer layer, a factored layer, a dropped block and a layer with fewer than 8 bits, fitted to real exports.
 
     Args:
         file_sizes: policies with the size of their exported file, bytes; at least two.
@@ -431,24 +499,28 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     model = CostModel(constant, tuple(factors))
     indices = np.array([space.indices(p) for p, _ in file_sizes])
     left = np.array([float(size) for _, size in file_sizes]) - model.price(indices)
-    precision, block = space.of_kind(DecisionKind.PRECISION), space.of_kind(DecisionKind.BLOCK)
+    precision, block = _integer_decisions(space), space.of_kind(DecisionKind.BLOCK)
     integers = np.array([_active_integers(space, p) for p, _ in file_sizes], dtype=float)
     drops = (
         (indices[:, list(block)] == 0).sum(axis=1).astype(float) if block else np.zeros(len(left))
     )
     factored = CostModel(0.0, tuple(low)).price(indices) if low else np.zeros(len(left))
-    design = np.stack([np.ones(len(left)), integers, drops, factored], axis=1)
-    used = [0] + [k for k in (1, 2, 3) if np.ptp(design[:, k]) > 0]
-    solved = np.zeros(4)
+    ended = [ended_weights(space), ended_activations(space)]
+    ends = [CostModel(0.0, own).price(indices) if own else np.zeros(len(left)) for own in ended]
+    design = np.stack([np.ones(len(left)), integers, drops, factored, *ends], axis=1)
+    used = [0] + [k for k in range(1, design.shape[1]) if np.ptp(design[:, k]) > 0]
+    solved = np.zeros(design.shape[1])
     solved[used] = np.linalg.lstsq(design[:, used], left, rcond=None)[0]
     extra = [Factor((i,), np.array([solved[2], 0.0])) for i in block]
-    extra += [Factor(f.scope, solved[3] * f.table) for f in low]
+    for share, terms in zip(solved[3:], (low, *ended)):
+        extra += [Factor(f.scope, share * f.table) for f in terms]
     for i in precision:
         home = space.block_of[i]
+        own = np.where(np.array(space.decisions[i].values) < FLOAT_BITS, solved[1], 0.0)
         if home is None:
-            extra.append(Factor((i,), np.array([solved[1], 0.0])))
+            extra.append(Factor((i,), own))
         else:
-            extra.append(Factor((home, i), np.array([[0.0, 0.0], [solved[1], 0.0]])))
+            extra.append(Factor((home, i), np.stack([np.zeros(len(own)), own])))
     full = CostModel(constant + solved[0], (*factors, *extra))
     errors = np.abs(full.price(indices) / np.array([s for _, s in file_sizes]) - 1)
     return CostModel(full.constant, full.factors, float(errors.max()) / 1.6449)
@@ -463,10 +535,22 @@ def _factored_bytes(layer: Layer, tables: LayerTables) -> np.ndarray:
     return np.asarray(np.where(tables.integer, integer, 4 * weights + 4 * tables.outputs))
 
 
+def _integer_decisions(space: SearchSpace) -> tuple[int, ...]:
+    """Positions of the decisions that have a layer run in integers or in float."""
+    return (
+        *space.of_kind(DecisionKind.PRECISION),
+        *(
+            i
+            for i in space.of_kind(DecisionKind.ACTIVATION_BITS)
+            if space.decisions[i].largest == FLOAT_BITS
+        ),
+    )
+
+
 def _active_integers(space: SearchSpace, policy: Policy) -> int:
-    count = 0
-    for i, (decision, value) in enumerate(zip(space.decisions, policy.values)):
-        if decision.kind is DecisionKind.PRECISION and value == INTEGER_BITS:
+    count, integers = 0, _integer_decisions(space)
+    for i, value in enumerate(policy.values):
+        if i in integers and value < FLOAT_BITS:
             home = space.block_of[i]
             count += home is None or policy.values[home] == 1
     return count

@@ -112,7 +112,7 @@ def _layer(network_space: NetworkSpace, layer: Layer, rates: Rates) -> tuple[lis
         made = made + (tables.out if kernel == 1 else tables.into + tables.out)
     names = [f"{layer.path}:{kind.value}" for kind in _KINDS]
     own = tuple(space.position[name] for name in names if name in space.position)
-    decided = {space.decisions[i].kind for i in own}
+    decided = {space.decisions[i].kind: space.decisions[i].values for i in own}
     integer, real = (
         _decided(bits, decided) for bits in (rates.integer / 8, _float_bytes(rates, layer))
     )
@@ -138,9 +138,12 @@ def _float_bytes(rates: Rates, layer: Layer) -> Floats:
     return np.asarray(np.minimum(shared, shared[-1]))
 
 
-def _decided(table: Floats, decided: set[DecisionKind]) -> Floats:
-    """Only the axes that are decided; along the others the layer is as it was."""
-    bits = slice(None) if DecisionKind.WEIGHT_BITS in decided else -1
-    kept = slice(None) if DecisionKind.SPARSITY in decided else -1
-    assert KEPT_PERCENT[-1] == 100
-    return np.asarray(table[bits, kept])
+def _decided(table: Floats, decided: Mapping[DecisionKind, Sequence[int]]) -> Floats:
+    """Only the values and axes that are decided; along the others the layer is as it was."""
+    for axis, (kind, every) in enumerate(
+        ((DecisionKind.WEIGHT_BITS, WEIGHT_BITS), (DecisionKind.SPARSITY, KEPT_PERCENT))
+    ):
+        values = decided.get(kind, every[-1:])
+        table = np.take(table, [every.index(value) for value in values], axis)
+    absent = tuple(axis for axis, kind in enumerate(_KINDS) if kind not in decided)
+    return np.asarray(table.squeeze(absent))

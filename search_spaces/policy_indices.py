@@ -33,7 +33,11 @@ class PolicyIndices:
         self._inside = np.array(inside, dtype=np.int64)
         self._blocks = np.array(blocks, dtype=np.int64)
         self._dropped = np.array([self._index[block].get(0, -1) for block in blocks])
-        self._plain = not space.of_kind(DecisionKind.WEIGHT_BITS)
+        bits = space.of_kind(DecisionKind.WEIGHT_BITS)
+        homes = [(i, home) for i, home in enumerate(space.float_of) if home is not None]
+        self._plain = len(homes) == len(bits)
+        self._narrowed = np.array([i for i, _ in homes], dtype=np.int64)
+        self._homes = np.array([home for _, home in homes], dtype=np.int64)
 
     def indices(self, policy: Policy) -> NDArray[np.int64]:
         """int64 [decisions]: each value's place among its decision's values.
@@ -51,6 +55,9 @@ class PolicyIndices:
         found = indices.copy()
         inactive = self._inside[indices[self._blocks] == self._dropped]
         found[inactive] = self._last[inactive]
+        if len(self._homes):
+            floats = self._narrowed[found[self._homes] == self._last[self._homes]]
+            found[floats] = self._last[floats]
         return found
 
     def policy(self, indices: Sequence[int] | NDArray[np.int64]) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,14 +17,30 @@ from search_spaces.errors import BudgetError
 from search_spaces.neighbours import Neighbours
 from search_spaces.policy import Policy
 from search_spaces.policy_indices import PolicyIndices
+from search_spaces.prefix import Prefix, fitting
+from search_spaces.quantities import is_uncertain
 from search_spaces.space import SearchSpace
+from search_spaces.steps import Steps
 
 # Upper end of a two-sided 90 % interval in standard deviations.
 UPPER_90 = 1.6449
-# Quantities whose prices come with an interval that a reader must know.
-UNCERTAIN = ("latency_ms", "energy_mj", "packed_bytes")
-# Changes of cost below this share of a bound are rounding, not a price.
-ROUNDING = 1e-13
+# Bounds up to which completions under mixtures of every two of them are looked at.
+MOST_PAIRED = 4
+
+
+@dataclass
+class _Shared:
+    """Tables of prices that are the same whatever the bounds are.
+
+    Attributes:
+        alone: cheapest completions under one quantity.
+        neighbours: of bounded quantities, in their order, and of the work.
+        indices: of the space.
+    """
+
+    alone: dict[str, Lookahead] = field(default_factory=dict)
+    neighbours: dict[tuple[str, ...], Neighbours] = field(default_factory=dict)
+    indices: PolicyIndices | None = None
 
 
 class Pricer:
@@ -34,7 +51,8 @@ class Pricer:
 
     Args:
         space: whose policies are priced.
-        models: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``packed_bytes``, ``macs``) to its cost model.
+        models: quantity (``latency_ms``, ``energy_mj``, ``size_bytes``, ``packed_bytes``, ``macs``, also of one of
+            several targets, see ``quantities``) to its cost model.
         limits: quantity to absolute upper bound; may be empty.
     """
 
@@ -47,7 +65,7 @@ class Pricer:
         self.space = space
         self.models = dict(models)
         self.limits = dict(limits or {})
-        self._alone: dict[str, Lookahead] = {}
+        self._shared = _Shared()
         unknown = sorted(set(self.limits) - set(self.models))
         if unknown:
             raise BudgetError(f"no price is known for {', '.join(unknown)} on this target")
@@ -55,8 +73,7 @@ class Pricer:
     def with_limits(self, limits: Mapping[str, float]) -> Pricer:
         """The same prices under other bounds."""
         other = Pricer(self.space, self.models, limits)
-        # The cheapest completion under one quantity is the same whatever the bounds are.
-        other._alone = self._alone
+        other._shared = self._shared
         return other
 
     def corrected(self, quantity: str, factor: float) -> Pricer:
@@ -71,11 +88,10 @@ class Pricer:
     def costs(self, policy: Policy) -> dict[str, float]:
         """Predicted quantities, with ``latency_ms_upper``, ``energy_mj_upper`` and ``packed_bytes_upper``, the upper
         ends of 90 % intervals."""
-        indices = self._indices.indices(policy)[None]
+        indices = self.views.indices(policy)[None]
         costs = {q: float(m.price(indices)[0]) for q, m in self.models.items()}
-        for quantity in UNCERTAIN:
-            if quantity in costs:
-                costs[f"{quantity}_upper"] = costs[quantity] * self.margin(quantity)
+        for quantity in filter(is_uncertain, self.models):
+            costs[f"{quantity}_upper"] = costs[quantity] * self.margin(quantity)
         return costs
 
     def violations(self, costs: Mapping[str, float]) -> dict[str, float]:
@@ -88,16 +104,19 @@ class Pricer:
         return found
 
     def within(self, policy: Policy) -> bool:
-        return self._keeps(self._indices.indices(policy))
+        return self._keeps(self.views.indices(policy))
 
     def _keeps(self, here: NDArray[np.int64]) -> bool:
         """``within`` of value indices int64 [decisions]."""
         costs = {q: float(self.models[q].price(here[None])[0]) for q in self.limits}
         return not self.violations(costs)
 
-    @cached_property
-    def _indices(self) -> PolicyIndices:
-        return PolicyIndices(self.space)
+    @property
+    def views(self) -> PolicyIndices:
+        """Goes between policies of the space and value indices."""
+        if self._shared.indices is None:
+            self._shared.indices = PolicyIndices(self.space)
+        return self._shared.indices
 
     @cached_property
     def _sizes(self) -> tuple[int, ...]:
@@ -114,23 +133,28 @@ class Pricer:
 
     @cached_property
     def _lookaheads(self) -> list[Lookahead]:
-        """One a mixture of the bounded quantities: each alone, every pair, all."""
+        """One a mixture of the bounded quantities: each alone, every pair, all; of more than ``MOST_PAIRED`` each alone
+        and beside all, as every one takes time to build."""
         if len(self.limits) == 1:
             return [self._cheapest_by(next(iter(self.limits)))]
         models = [self.models[q] for q in self.limits]
         scale = 1 / np.maximum(self._bounds, 1e-300)
         n = len(models)
         mixtures = [np.eye(n)[i] for i in range(n)]
-        for i, j in itertools.combinations(range(n), 2):
-            mixtures += [np.eye(n)[i] * a + np.eye(n)[j] * (1 - a) for a in (0.25, 0.5, 0.75)]
+        if n > MOST_PAIRED:
+            mixtures += [(np.eye(n)[i] + np.full(n, 1 / n)) / 2 for i in range(n)]
+        else:
+            for i, j in itertools.combinations(range(n), 2):
+                mixtures += [np.eye(n)[i] * a + np.eye(n)[j] * (1 - a) for a in (0.25, 0.5, 0.75)]
         if n > 2:
             mixtures.append(np.full(n, 1 / n))
         return [Lookahead(models, list(mix * scale), self._sizes) for mix in mixtures]
 
     def _cheapest_by(self, quantity: str) -> Lookahead:
-        if quantity not in self._alone:
-            self._alone[quantity] = Lookahead([self.models[quantity]], [1.0], self._sizes)
-        return self._alone[quantity]
+        known = self._shared.alone
+        if quantity not in known:
+            known[quantity] = Lookahead([self.models[quantity]], [1.0], self._sizes)
+        return known[quantity]
 
     def allowed(self, prefix: Sequence[int]) -> NDArray[np.bool_]:
         """Which values of the next decision can still be completed within every bound.
@@ -147,12 +171,12 @@ class Pricer:
         """
         if not self.limits:
             return np.ones(self._sizes[len(prefix)], dtype=bool)
-        options = np.stack([look.options(prefix) for look in self._lookaheads])
-        excess = (options / self._bounds).max(axis=2).min(axis=0)
-        fits = np.asarray(excess <= 1)
-        if not fits.any():
-            fits[excess.argmin()] = True
-        return fits
+        return fitting([look.options(prefix) for look in self._lookaheads], self._bounds)
+
+    def growing(self) -> Prefix:
+        """A prefix of no decisions yet, which tells faster than ``allowed`` what is allowed as it grows."""
+        looks = self._lookaheads if self.limits else []
+        return Prefix([look.growing() for look in looks], self._bounds, self._sizes)
 
     def enforce(self, indices: Sequence[int]) -> Policy:
         """The policy nearest to the wanted one within the bounds, decision by decision in order.
@@ -161,12 +185,12 @@ class Pricer:
         as AMC clips its action (He et al. 2018, arXiv 1802.03494, algorithm 1), with the cheapest completion
         instead of the smallest ratio everywhere.
         """
-        prefix: list[int] = []
+        prefix = self.growing()
         for wanted in indices:
-            allowed = np.flatnonzero(self.allowed(prefix))
+            allowed = np.flatnonzero(prefix.allowed())
             below = allowed[allowed <= wanted]
             prefix.append(int(below[-1] if len(below) else allowed[0]))
-        return self.space.from_indices(prefix)
+        return self.views.policy(prefix.indices)
 
     def repair(self, policy: Policy) -> Policy:
         """A policy within the bounds that is as near to the given one as a greedy walk finds.
@@ -176,28 +200,8 @@ class Pricer:
         training). ``enforce`` decides in order and leaves the late layers to pay; this spreads the loss.
         Falls back to ``enforce`` where no single step helps.
         """
-        here = self._indices.indices(policy)
-        near = self._neighbours
-        while not self._keeps(here):
-            lower = np.flatnonzero(here)
-            if not len(lower):
-                return self.enforce([int(i) for i in here])
-            costs, changes = near.at(here)
-            changes = changes[:, near.first[lower] + here[lower] - 1]
-            before = costs[:-1] / self._upper - 1
-            after = (costs[:-1, None] + changes[:-1]) / self._upper[:, None] - 1
-            gain = np.maximum(0.0, before).sum() - np.maximum(0.0, after).sum(axis=0)
-            if gain.max() <= 0:
-                return self.enforce([int(i) for i in here])
-            lost: NDArray[np.float64] | float = 0.0
-            if "macs" in self.models:
-                work = float(self.models["macs"].price(here[None])[0])
-                lost = np.maximum(0.0, -changes[-1]) / max(work, 1e-9)
-            # Integer precision costs no MACs; a small price keeps it from being free.
-            here[lower[int(np.argmax(gain / (lost + 2e-3)))]] -= 1
-            # In canonical form, or a step might change nothing and hide those behind it.
-            here = self._indices.canonical(here)
-        return self._indices.policy(here)
+        here, within = self.steps.lowered(self.views.indices(policy))
+        return self.views.policy(here) if within else self.enforce(here.tolist())
 
     def fill(self, policy: Policy) -> Policy:
         """The policy with what it leaves of the bounds used up: the opposite of ``repair``.
@@ -212,42 +216,29 @@ class Pricer:
             A policy within the bounds, no decision of it lower. The policy itself where it is not within them;
             the uncompressed one where there are no bounds.
         """
-        here = self._indices.indices(policy)
+        here = self.views.indices(policy)
         if not self._keeps(here):
             return policy
-        near = self._neighbours
-        bounds = self._bounds * (1 - 5e-10)  # half of the tolerance is for the rounding of the sums
-        while True:
-            costs, changes = near.at(here)
-            uses = changes[:-1] / bounds[:, None]
-            uses[np.abs(uses) < ROUNDING] = 0.0
-            left = np.maximum(0.0, 1 - costs[:-1] / bounds)[:, None]
-            gains = changes[-1]
-            fits = (near.value > here[near.position]) & (uses <= left).all(axis=0)
-            price = (uses / np.maximum(left, ROUNDING)).max(axis=0, initial=0.0)
-            free = fits & (price <= 0)
-            if free.any():
-                worth = np.where(free, gains, -np.inf)
-            else:
-                possible = fits & (gains > 0)
-                if not possible.any():
-                    return self._indices.policy(here)
-                worth = np.where(possible, gains / np.where(possible, price, 1.0), -np.inf)
-            step = int(worth.argmax())
-            here[near.position[step]] = near.value[step]
+        return self.views.policy(self.steps.filled(here))
 
     @cached_property
-    def _neighbours(self) -> Neighbours:
-        """Of the bounded quantities and, last, of the work."""
-        return Neighbours([*(self.models[q] for q in self.limits), self._work], self._sizes)
+    def steps(self) -> Steps:
+        """The walks of ``repair`` and ``fill`` on value indices."""
+        quantities = tuple(self.limits)
+        known = self._shared.neighbours
+        if quantities not in known:
+            models = [*(self.models[q] for q in quantities), self._work]
+            known[quantities] = Neighbours(models, self._sizes)
+        macs = self.models.get("macs")
+        return Steps(self.views, known[quantities], self._upper, macs, self._work is macs)
 
     @cached_property
     def _work(self) -> CostModel:
         """Multiply-accumulates less what bits and zeros are taken to cost (``distortion``), or the summed shares of
         channels and blocks where they are not priced."""
         if "macs" in self.models:
-            macs = self.models["macs"]
-            return CostModel(macs.constant, (*macs.factors, *distortion_factors(self.space)))
+            macs, distortion = self.models["macs"], distortion_factors(self.space)
+            return CostModel(macs.constant, (*macs.factors, *distortion)) if distortion else macs
         factors = [
             Factor((i,), np.array(d.values) / d.largest)
             for i, d in enumerate(self.space.decisions)
@@ -257,11 +248,11 @@ class Pricer:
 
     def cheapest(self, quantity: str) -> Policy:
         """The policy with the smallest predicted value of one quantity."""
-        look = self._cheapest_by(quantity)
-        prefix: list[int] = []
+        prefix, found = self._cheapest_by(quantity).growing(), []
         for _ in self._sizes:
-            prefix.append(int(look.options(prefix)[:, 0].argmin()))
-        return self.space.from_indices(prefix)
+            found.append(int(prefix.options()[:, 0].argmin()))
+            prefix.append(found[-1])
+        return self.views.policy(found)
 
     def smallest(self, quantity: str) -> float:
         """The smallest predicted value any policy has, as it is held against a bound (margin included)."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search_spaces.decision import Decision, DecisionKind
+from search_spaces.decision import FLOAT_BITS, Decision, DecisionKind
 from search_spaces.errors import PolicyError, SpaceError
 from search_spaces.policy import Policy
 
@@ -62,6 +62,18 @@ class SearchSpace:
         """Position of each decision's block decision."""
         return tuple(None if d.block is None else self.position[d.block] for d in self.decisions)
 
+    @cached_property
+    def float_of(self) -> tuple[int | None, ...]:
+        """Position of the earlier decision on activation bits that can have each decision's layer run in float, where
+        the decision, on weight bits, is inactive."""
+        found: list[int | None] = []
+        for i, decision in enumerate(self.decisions):
+            at = self.position.get(f"{decision.module}:activation_bits", i)
+            weights = decision.kind is DecisionKind.WEIGHT_BITS
+            floats = weights and at < i and self.decisions[at].largest == FLOAT_BITS
+            found.append(at if floats else None)
+        return tuple(found)
+
     @property
     def size(self) -> float:
         """Number of value combinations (inactive ones counted)."""
@@ -75,8 +87,8 @@ class SearchSpace:
         return tuple((self.position[name], i) for name, i in names.items() if name in self.position)
 
     def policy(self, values: Sequence[int] | Mapping[str, int]) -> Policy:
-        """A canonical policy: decisions inside a dropped block take their largest value, and a layer that runs in
-        integers has no more weight bits than they have.
+        """A canonical policy: decisions inside a dropped block take their largest value, and so do the weight bits of a
+        layer whose activation bits are float's; a layer that runs in integers has no more weight bits than they have.
 
         Args:
             values: one a decision in order, or by id (missing ids take the uncompressed value).
@@ -97,6 +109,9 @@ class SearchSpace:
                 raise PolicyError(f"decision {d.id}: {v} is not one of {list(d.values)}")
             block = self.block_of[i]
             if block is not None and result[block] == 0:
+                result[i] = d.largest
+            home = self.float_of[i]
+            if home is not None and result[home] == FLOAT_BITS:
                 result[i] = d.largest
         for precision, i in self._precision_of:
             if result[precision] < result[i] and result[precision] in self.decisions[i].values:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.decision import DecisionKind
 from search_spaces.network_space import NetworkSpace
 
 # Blocks (or single layers) before and after whose precision and presence may change a layer's kernels.
 NEIGHBOURS = 3
 # The same for the second nearest that runs.
 FAR = 4
+# Entries of one direction's table where layers choose among bits.
+_LARGEST = 2100
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,6 @@ class _Neighbour:
     block: int | None
     first: int | None
     last: int | None
-
-
-# A neighbour's state: precisions of its first and last layer as two bits, or none in sight.
-_NONE = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,8 @@ class Side:
         runs: for each direction looked in, candidates in order of nearness.
         coarse: only the end of a neighbour that touches the layer counts.
         depth: how many neighbours that run are looked at in each direction.
+        levels: values of a layer's precision (or activation bits). A neighbour's state is its first layer's times
+            ``levels`` and its last's, or ``levels^2`` where there is none in sight.
         scope: positions of all these decisions and of the blocks'.
     """
 
@@ -46,6 +47,7 @@ class Side:
     runs: tuple[tuple[_Neighbour, ...], ...]
     coarse: bool
     depth: int
+    levels: int
     scope: tuple[int, ...]
 
     @classmethod
@@ -57,6 +59,7 @@ class Side:
         runs: tuple[tuple[_Neighbour, ...], ...],
         coarse: bool = False,
         depth: int = 1,
+        levels: int = 2,
     ) -> Side:
         scope: set[int | None] = {own, *siblings}
         for forward, run in enumerate(runs):
@@ -66,21 +69,23 @@ class Side:
         found = {i for i in scope if i is not None}
         if found and home is not None:
             found.add(home)
-        return cls(own, siblings, runs, coarse, depth, tuple(sorted(found)))
+        return cls(own, siblings, runs, coarse, depth, levels, tuple(sorted(found)))
 
     def _states(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
         """Every part's state and the number of states it can have, the layer's own first."""
-        states = [(_integer(indices, self.own), 2)]
+        n = self.levels
+        none = n * n
+        states = [(_level(indices, self.own, n), n)]
         for forward, run in enumerate(self.runs):
             if not run:
                 continue
-            for state in _nearest(indices, run, self.depth):
+            for state in _nearest(indices, run, self.depth, n):
                 if self.coarse:
-                    end = state // 2 if forward else state % 2
-                    states.append((np.where(state == _NONE, 2, end), 3))
+                    end = state // n if forward else state % n
+                    states.append((np.where(state == none, n, end), n + 1))
                 else:
-                    states.append((state, _NONE + 1))
-        return states + [(_integer(indices, s), 2) for s in self.siblings]
+                    states.append((state, none + 1))
+        return states + [(_level(indices, s, n), n) for s in self.siblings]
 
     def _places(self, indices: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], int]]:
         """Index and number of one-hot features of each subset of the parts: coarse ones steady the fine ones."""
@@ -134,8 +139,10 @@ class Surroundings:
         for j, name in enumerate(unit):
             members.setdefault(name, []).append(j)
 
+        kind = "precision" if network_space.bits is None else "activation_bits"
+
         def precision(j: int) -> int | None:
-            return position.get(f"{layers[j].path}:precision")
+            return position.get(f"{layers[j].path}:{kind}")
 
         def neighbour(name: str) -> _Neighbour:
             inside = members[name]
@@ -150,6 +157,8 @@ class Surroundings:
         here = order.index(unit[k])
         behind = [neighbour(n) for n in reversed(order[:here])]
         ahead = [neighbour(n) for n in order[here + 1 :]]
+        if network_space.bits is not None:
+            return cls(home, _beside(network_space, home, own, siblings, behind, ahead))
         before, after = (_until_certain(run[:NEIGHBOURS], 1) for run in (behind, ahead))
         # A memory layout is passed on along a residual stream, past the nearest neighbour.
         far_before, far_after = (_until_certain(run[:FAR], 2) for run in (behind, ahead))
@@ -173,25 +182,54 @@ def _until_certain(found: list[_Neighbour], enough: int) -> tuple[_Neighbour, ..
     return tuple(found)
 
 
-def _integer(indices: NDArray[np.int64], precision: int | None) -> NDArray[np.int64]:
-    """1 where the layer runs in integers (its first value), 0 where in float."""
+def _beside(
+    network_space: NetworkSpace,
+    home: int | None,
+    own: int | None,
+    siblings: tuple[int | None, ...],
+    behind: list[_Neighbour],
+    ahead: list[_Neighbour],
+) -> tuple[Side, ...]:
+    """Sides of a layer where layers choose among bits.
+
+    A target that computes with such bits is taken to have no layouts and no conversions of its own: what is read and
+    written between two layers costs by the bits that either of them asks, and the two add up.
+    """
+    asked = network_space.space.of_kind(DecisionKind.ACTIVATION_BITS)
+    levels = len(network_space.space.decisions[asked[0]].values) if asked else 2
+    reach = NEIGHBOURS
+    while reach > 1 and levels * (2 * levels) ** reach > _LARGEST:
+        reach -= 1
+    before, after = (_until_certain(run[:reach], 1) for run in (behind, ahead))
+    sides = (
+        Side.of(home, own, siblings, ((), ()), levels=levels),
+        Side.of(home, own, (), (before, ()), coarse=True, levels=levels),
+        Side.of(home, own, (), ((), after), coarse=True, levels=levels),
+    )
+    return tuple(side for side in sides if side.scope)
+
+
+def _level(indices: NDArray[np.int64], precision: int | None, levels: int) -> NDArray[np.int64]:
+    """0 where the layer runs in float (its last value), and higher the fewer bits it has."""
     if precision is None:
         return np.zeros(len(indices), dtype=np.int64)
-    return np.asarray(indices[:, precision] == 0, dtype=np.int64)
+    return np.asarray(levels - 1 - indices[:, precision], dtype=np.int64)
 
 
 def _nearest(
-    indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...], depth: int
+    indices: NDArray[np.int64], candidates: tuple[_Neighbour, ...], depth: int, levels: int
 ) -> list[NDArray[np.int64]]:
-    """States of the nearest candidates that are not dropped; ``_NONE`` where there are no more in sight."""
-    states = [np.full(len(indices), _NONE, dtype=np.int64) for _ in range(depth)]
+    """States of the nearest candidates that are not dropped; ``levels^2`` where there are no more in sight."""
+    none = levels * levels
+    states = [np.full(len(indices), none, dtype=np.int64) for _ in range(depth)]
     for candidate in candidates:
-        ends = 2 * _integer(indices, candidate.first) + _integer(indices, candidate.last)
+        first, last = (_level(indices, end, levels) for end in (candidate.first, candidate.last))
+        ends = levels * first + last
         here = np.ones(len(indices), dtype=bool)
         if candidate.block is not None:
             here = indices[:, candidate.block] == 1
         for state in states:
-            free = here & (state == _NONE)
+            free = here & (state == none)
             state[free] = ends[free]
             here = here & ~free
     return states

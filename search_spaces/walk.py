@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from search_spaces.decision import FLOAT_BITS
 from search_spaces.errors import BudgetError
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
@@ -18,14 +19,17 @@ Choose = Callable[[int, Sequence[int], NDArray[np.bool_]], int]
 
 
 def is_active(space: SearchSpace, prefix: Sequence[int], position: int) -> bool:
-    """False inside a block that ``prefix`` drops: the decision changes nothing and nothing is to
-    learn.
+    """False inside a block that ``prefix`` drops, and of weight bits where it has the layer run in float: the
+    decision changes nothing and nothing is to learn.
 
     Args:
         prefix: value indices of at least the decisions before ``position``.
     """
     block = space.block_of[position]
-    return block is None or space.decisions[block].values[prefix[block]] != 0
+    if block is not None and space.decisions[block].values[prefix[block]] == 0:
+        return False
+    home = space.float_of[position]
+    return home is None or space.decisions[home].values[prefix[home]] != FLOAT_BITS
 
 
 def clip(wanted: int, allowed: NDArray[np.bool_]) -> int:
@@ -34,6 +38,8 @@ def clip(wanted: int, allowed: NDArray[np.bool_]) -> int:
     Raises:
         BudgetError: no value is allowed.
     """
+    if 0 <= wanted < len(allowed) and allowed[wanted]:
+        return int(wanted)
     possible = np.flatnonzero(allowed)
     if possible.size == 0:
         raise BudgetError("no value is within the budget: it is below the smallest reachable one")
@@ -49,11 +55,11 @@ def walk(pricer: Pricer, choose: Choose) -> Policy:
     a reinforcement-learning agent. Inactive decisions take their largest value, the canonical one.
     """
     space = pricer.space
-    prefix: list[int] = []
+    prefix = pricer.growing()
     for position, decision in enumerate(space.decisions):
-        if is_active(space, prefix, position):
-            allowed = pricer.allowed(prefix)
-            prefix.append(clip(choose(position, prefix, allowed), allowed))
+        if is_active(space, prefix.indices, position):
+            allowed = prefix.allowed()
+            prefix.append(clip(choose(position, prefix.indices, allowed), allowed))
         else:
             prefix.append(len(decision.values) - 1)
-    return space.from_indices(prefix)
+    return pricer.views.policy(prefix.indices)

@@ -22,7 +22,7 @@ import fsspec
 from service.errors import NotFoundError, RequestError, TooLargeError
 from service.safetensors_header import read_header
 
-_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,127}")
 _CHUNK = 1 << 20
 
 

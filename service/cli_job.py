@@ -22,8 +22,10 @@ from service.cli_common import (
 )
 from service.errors import RequestError
 
-# Of --bias-correction and --statistics, as the job says them.
+# Of options that are on, off or left to the job, as the job says them.
 _SWITCHES = {"auto": None, "on": True, "off": False}
+# No target has integers of more; keeps a range that was mistyped short.
+_MOST_BITS = 64
 
 
 def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -46,6 +48,11 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         help="latency=0.5, energy=0.5, size=0.3, macs=0.5, latency_ms=1.2, ...; repeatable",
     )  # fmt: skip
     parser.add_argument(
+        "--also-target", action="append", nargs="+", default=[], metavar=("T", "KEY=VALUE"),
+        help='a further target with its own budget, e.g. --also-target "x86-ort?threads=2" latency=0.6 size=0.5; '
+        "one network is to keep all; repeatable, --target and --budget are the first one's",
+    )  # fmt: skip
+    parser.add_argument(
         "--objective", choices=("accuracy", "latency", "pareto"), default="accuracy",
         help="best score within the budget; fastest within --max-drop; or the whole front",
     )  # fmt: skip
@@ -61,6 +68,10 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         "--max-drop", type=float, metavar="D", help="for objective latency, e.g. 0.005"
     )
     parser.add_argument("--agent", default="auto", metavar="A")
+    parser.add_argument(
+        "--published", choices=tuple(_SWITCHES), default="auto",
+        help="amc and haq: as their papers have them; auto: where that can express all decisions",
+    )  # fmt: skip
     parser.add_argument("--scope", choices=("prune", "quantize", "joint"), default="joint")
     parser.add_argument(
         "--exclude", action="append", default=[], metavar="MODULE", help="left as it is; repeatable"
@@ -68,6 +79,15 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
     parser.add_argument(
         "--criterion", default="fisher", metavar="C",
         help="which channels go first: l1, l2, bn_scale, geometric_median, taylor, fisher, random",
+    )  # fmt: skip
+    parser.add_argument(
+        "--zeros", choices=("anywhere", "1:2", "1:4", "2:4", "3:4", "4:8"), default="anywhere",
+        help="where zeros lie that a bound on packed bytes may want; N:M: N of every M weights stay",
+    )  # fmt: skip
+    parser.add_argument(
+        "--bits", nargs="+", metavar="KIND=BITS",
+        help="bits to choose among layer by layer, where the target runs them, e.g. --bits weights=2,4,8 "
+        "activations=4,8 or weights=2-8 (8 must be among them); without, 8 and float",
     )  # fmt: skip
     parser.add_argument(
         "--calibration", default="minmax", metavar="METHOD",
@@ -81,8 +101,9 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
         "--equalization", action="store_true", help="even out weight ranges before quantization"
     )
     parser.add_argument(
-        "--adaround", action="store_true",
-        help="round the finalists' weights by what their layers' outputs need",
+        "--adaround", nargs="?", choices=tuple(_SWITCHES), const="on", default="auto",
+        help="round the finalists' weights by what their layers' outputs need, where that scores better; auto: below "
+        "8 bits, without fine-tuning; alone: on",
     )  # fmt: skip
     parser.add_argument(
         "--no-refit", action="store_true", help="do not solve pruned layers anew by least squares"
@@ -94,6 +115,21 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
     parser.add_argument("--evaluations", type=int, default=100, metavar="N")
     parser.add_argument("--max-seconds", type=float, metavar="S")
     parser.add_argument("--finetune-epochs", type=int, default=0, metavar="E")
+    parser.add_argument(
+        "--temperature", type=float, default=4.0, metavar="T",
+        help="of distillation while fine-tuning (default 4)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", type=float, default=0.0, metavar="W",
+        help="weight of the distance between feature maps while fine-tuning (default 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--gradual", action="store_true", help="channels fade out while fine-tuning"
+    )
+    parser.add_argument(
+        "--augment", choices=("none", "crop_flip", "crop_flip_cutout"), default="crop_flip",
+        help="of the images that are trained on (default crop_flip)",
+    )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S")
 
 
@@ -128,13 +164,10 @@ def add_commands(commands: Any) -> None:
 
 def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any]:
     """The body of ``POST /v1/jobs`` for these options."""
-    from search_spaces.budget import Budget
-
     return {
         "model": {"source": args.model, "weights": weights},
         "data": {"source": args.data},
-        "target": args.target,
-        "budget": Budget.parse(args.budget).to_json() if args.budget else {},
+        **_targets(args),
         "objective": args.objective,
         "max_drop": args.max_drop,
         "costs": args.cost,
@@ -142,6 +175,8 @@ def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any
             "scope": args.scope,
             "exclude": args.exclude,
             "criterion": args.criterion,
+            "zeros": args.zeros,
+            **({} if args.bits is None else {"bits": _bits(args.bits)}),
         },
         "recipe": {
             "refit": not args.no_refit,
@@ -149,12 +184,62 @@ def job_document(args: argparse.Namespace, weights: str | None) -> dict[str, Any
             "calibration": args.calibration,
             "bias_correction": _SWITCHES[args.bias_correction],
             "equalization": args.equalization,
-            "adaround": args.adaround,
+            "adaround": _SWITCHES[args.adaround],
         },
-        "agent": {"name": args.agent, "evaluations": args.evaluations, "seed": args.seed},
+        "agent": {
+            "name": args.agent,
+            "evaluations": args.evaluations,
+            "seed": args.seed,
+            "published": _SWITCHES[args.published],
+        },
         "max_seconds": args.max_seconds,
-        "finetune": {"epochs": args.finetune_epochs, "finalists": args.finalists},
+        "finetune": {
+            "epochs": args.finetune_epochs,
+            "finalists": args.finalists,
+            "augment": args.augment,
+            "features": args.features,
+            "gradual": args.gradual,
+            "temperature": args.temperature,
+        },
     }
+
+
+def _bits(items: list[str]) -> dict[str, list[int]]:
+    """``space.bits`` of ``weights=2,4,8`` and ``activations=2-8``.
+
+    Raises:
+        RequestError: neither is of that form.
+    """
+    found: dict[str, list[int]] = {}
+    for item in items:
+        kind, _, text = item.partition("=")
+        first, dash, last = text.partition("-")
+        numbers = [first, last] if dash else text.split(",")
+        if (
+            kind not in ("weights", "activations")
+            or kind in found
+            or not all(n.isdecimal() for n in numbers)
+        ):
+            raise RequestError(
+                f"--bits {item!r} is not of the form weights=2,4,8 or activations=2-8, each given once"
+            )
+        bits = [int(number) for number in numbers]
+        found[kind] = [*range(bits[0], min(bits[1], _MOST_BITS) + 1)] if dash else bits
+    return found
+
+
+def _targets(args: argparse.Namespace) -> dict[str, Any]:
+    """``target`` and ``budget``, or ``targets`` where further ones are given."""
+    from search_spaces.budget import Budget
+
+    def budget(items: list[str]) -> dict[str, float]:
+        return Budget.parse(items).to_json() if items else {}
+
+    first = {"name": args.target, "budget": budget(args.budget)}
+    others = [{"name": name, "budget": budget(items)} for name, *items in args.also_target]
+    if not others:
+        return {"target": first["name"], "budget": first["budget"]}
+    return {"targets": [first, *others]}
 
 
 def checked_spec(document: dict[str, Any], data_dir: Path) -> Any:
@@ -165,23 +250,22 @@ def checked_spec(document: dict[str, Any], data_dir: Path) -> Any:
 
     Raises:
         RequestError: a field is missing or out of range, or there is no such agent.
-        TargetError: unknown target.
+        TargetError: unknown target, or one twice.
         BudgetError: a bound on energy where the target has none.
     """
     from pydantic import ValidationError
 
     from latency_tables import Catalog
-    from service.energy_bound import require_energy
     from service.job_spec import JobSpec
     from service.plugins import ALL, installed, require_agent
+    from service.targets import job_targets
 
     try:
         spec = JobSpec.model_validate(document)
     except ValidationError as error:
         raise RequestError(first_problem(error)) from error
     require_agent(spec, installed((ALL,)))
-    catalog = Catalog.of(data_dir)
-    require_energy(catalog.target(spec.target), spec.priced, catalog)
+    job_targets(spec, Catalog.of(data_dir))
     return spec
 
 

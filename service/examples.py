@@ -29,6 +29,19 @@ JOB_EXAMPLES: dict[str, Example] = {
             "finetune": {"finalists": 5},
         },
     },
+    "targets": {
+        "summary": "One network for this machine and for a simulated accelerator",
+        "value": {
+            "name": "digits, on two targets",
+            "model": {"source": "python:service.demo_networks:digits_cnn"},
+            "data": {"source": "digits"},
+            "targets": [
+                {"name": "x86-ort", "budget": {"latency": 0.6}},
+                {"name": "sim-bitfusion", "budget": {"latency": 0.5, "size": 0.4}},
+            ],
+            "agent": {"name": "auto", "evaluations": 60},
+        },
+    },
     "latency": {
         "summary": "The fastest network within half a point of accuracy",
         "value": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from search_spaces.pricing import UPPER_90
 from service.anchors import Sums, measure_quietly
 from service.energy_bound import QUANTITY
 from service.prices import Prices
+from service.targets import JobTarget
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class FileCosts:
     """What one file takes.
 
     Attributes:
-        ratio: its latency over the uncompressed network's.
+        ratio: its latency over the uncompressed network's, on the first target where there are several.
         quantities: ``latency_ms``, ``size_bytes`` and, where it is known, ``energy_mj``; times and energies on the
             scale of the uncompressed network's that the job goes by. ``packed_bytes`` where it is bounded.
         margins: what a quantity is multiplied by before it is held against a bound: 1 where it was measured.
@@ -33,6 +34,22 @@ class FileCosts:
     def with_quantity(self, quantity: str, value: float) -> FileCosts:
         """The same with one more quantity, known exactly."""
         return replace(self, quantities={**self.quantities, quantity: value})
+
+    def on(self, target: JobTarget) -> FileCosts:
+        """The same by the job's names for what it takes on one of its targets."""
+        return replace(
+            self,
+            quantities={target.quantity(q): value for q, value in self.quantities.items()},
+            margins={target.quantity(q): margin for q, margin in self.margins.items()},
+        )
+
+    def beside(self, other: FileCosts) -> FileCosts:
+        """With what another target's file takes; what both tell is told by this one."""
+        return replace(
+            self,
+            quantities={**other.quantities, **self.quantities},
+            margins={**other.margins, **self.margins},
+        )
 
     def violations(self, limits: Mapping[str, float], macs: float) -> dict[str, float]:
         """By how much each bound is exceeded, as a fraction of it."""
@@ -53,7 +70,7 @@ class FileCheck(Protocol):
 
 @dataclass(frozen=True)
 class Timed:
-    """Timed, and metered where a bound on energy asks for it, beside the uncompressed network in one run.
+    """Timed, and metered where the job asks for energy, beside the uncompressed network in one run.
 
     Attributes:
         seconds: for each of the two.
@@ -102,10 +119,12 @@ class Repriced:
         return FileCosts(latency / times.latency_ms, have, margins)
 
 
-def check_for(
-    target: Target, prices: Prices, limits: Mapping[str, float], seconds: float
-) -> FileCheck:
-    """Measuring where the device is here, else pricing from the table."""
+def check_for(target: Target, prices: Prices, wanted: Collection[str], seconds: float) -> FileCheck:
+    """Measuring where the device is here, else pricing from the table.
+
+    Args:
+        wanted: quantities that are bounded, or costs of a front.
+    """
     if target.can_measure:
-        return Timed(target, prices, seconds, QUANTITY in limits)
+        return Timed(target, prices, seconds, QUANTITY in wanted)
     return Repriced(target, prices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ REPORT_SECONDS = 4.0
 METER_SECONDS = 1.5
 
 Stage = Callable[[str, str, int, int], None]
+# By runtime (a target with its options) and digest of the file: what each test example gave, float64 [n].
+Scores = dict[tuple[str, str], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def measure_files(
     predicted: dict[str, float],
     stage: Stage,
     check: Callable[[], None],
+    scored: Scores | None = None,
 ) -> tuple[dict[str, Measured], Comparison]:
     """Accuracy on the whole test split, latency and energy of exported files.
 
@@ -113,6 +117,7 @@ def measure_files(
         packed: bytes of their packed files.
         predicted: latency the table predicted, as a share of the baseline's. Machines drift between
             the search and now, so it is reported as that share of the baseline's time in this run.
+        scored: what files gave on another of the job's targets; gets what these give.
     """
     if setup.target.can_measure:
         latencies, ratios, intervals = _timed(setup, files, predicted, stage)
@@ -120,7 +125,7 @@ def measure_files(
         latencies, ratios = _repriced(setup, prices, files)
         intervals = {}
     energies, metered = _energies(setup, prices, files, stage)
-    scores = _scores(setup, files, stage, check)
+    scores = _scores(setup, files, stage, check, {} if scored is None else scored)
     found = {
         name: Measured(
             scores[name],
@@ -202,18 +207,40 @@ def _no_energy(setup: JobSetup) -> dict[str, Any]:
 
 
 def _scores(
-    setup: JobSetup, files: dict[str, Path], stage: Stage, check: Callable[[], None]
+    setup: JobSetup,
+    files: dict[str, Path],
+    stage: Stage,
+    check: Callable[[], None],
+    known: Scores,
 ) -> dict[str, NDArray[np.float64]]:
-    """float64 [n] of each file: whether each test example is right, or what the metric of the user's own says."""
+    """float64 [n] of each file: whether each test example is right, or what the metric of the user's own says.
+
+    The same bytes in the same runtime are run once.
+    """
+    spec = runner(setup.target).spec
+    keys = {n: (spec, hashlib.sha256(file.read_bytes()).hexdigest()) for n, file in files.items()}
+    missing = {keys[name]: file for name, file in files.items() if keys[name] not in known}
+    known.update(_run(setup, missing, stage, check))
+    return {name: known[key] for name, key in keys.items()}
+
+
+def _run(
+    setup: JobSetup,
+    files: Mapping[tuple[str, str], Path],
+    stage: Stage,
+    check: Callable[[], None],
+) -> Scores:
     test, total = setup.data.test, len(setup.data.test)  # type: ignore[arg-type]
     runs = runner(setup.target)
-    scores: dict[str, list[NDArray[np.float64]]] = {name: [] for name in files}
+    scores: dict[tuple[str, str], list[NDArray[np.float64]]] = {key: [] for key in files}
+    if not files:
+        return {}
     for start in range(0, total, _CHUNK):
         check()
         stage("report", "running the files on the test split", start, total)
         examples = gather(test, range(start, min(total, start + _CHUNK)), "the test split")
         inputs = np.ascontiguousarray(examples.inputs.numpy())
-        for name, file in files.items():
+        for key, file in files.items():
             outputs = torch.from_numpy(np.array(runs.run(file, inputs)))
             if setup.data.evaluate is None:
                 score = (outputs.argmax(1) == examples.targets).double().numpy()
@@ -221,5 +248,5 @@ def _scores(
                 score = np.asarray(
                     torch.as_tensor(setup.data.evaluate(outputs, examples.targets)).double()
                 )
-            scores[name].append(score)
-    return {name: np.concatenate(parts) for name, parts in scores.items()}
+            scores[key].append(score)
+    return {key: np.concatenate(parts) for key, parts in scores.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressors import Compressed, Compressor
-from compressors.finetuning import Finetuning, Recipe, finetune
+from compressors.finetuning import Finetuning, Recipe, cannot_fade, finetune
+from compressors.qat import PLAIN_BITS
 from compressors.training_images import DatasetImages
+from evaluation.errors import ScoringError
 from evaluation.scoring import ScorerBuilder
 from evaluation.tuning import Tuner
 from search_spaces import Evaluation
@@ -30,8 +32,11 @@ def finetuned(
 ) -> tuple[list[tuple[Finalist, Compressed, Evaluation]], list[str]]:
     """Fine-tunes finalists with the original as teacher, on their grids at the end.
 
+    A finalist that scores no better trained than it did before stays as it was: a short training may not make up for
+    where its first, large steps took the weights.
+
     Returns:
-        Each trained finalist with its new network and its search score, and notes for the report.
+        Each finalist with its network and its search score, and notes for the report.
     """
     spec = setup.spec
     stage(
@@ -40,12 +45,14 @@ def finetuned(
     recipe = Recipe(
         spec.finetune.epochs,
         augment=_augment(setup),
+        temperature=spec.finetune.temperature,
         features=spec.finetune.features,
         gradual=spec.finetune.gradual,
         seed=spec.agent.seed,
     )
     dataset = setup.data.train if setup.data.finetune is None else setup.data.finetune
-    train = TrainFinalist(setup, finalists, dataset, recipe, builder)
+    starts = [beginning(setup, finalist) for finalist in finalists]
+    train = TrainFinalist(setup, starts, dataset, recipe, builder)
     # A later attempt may pick other finalists; each set has checkpoints of its own.
     root = workdir / ".finetune" / "-".join(f.policy.digest for f in finalists)
     # Members of a front cost differently: none is hopeless because a dearer one scores better.
@@ -56,13 +63,43 @@ def finetuned(
     notes = []
     for one in tuned:
         finalist = finalists[one.finalist]
-        compressed = train.begun(one.finalist, one.directory, setup.compressor).result()
-        results.append((finalist, compressed, scorer.score_compressed(compressed)))
+        named = f"finalist {finalist.policy.digest}"
+        training = train.begun(one.finalist, one.directory, setup.compressor)
         if one.epochs < spec.finetune.epochs:
+            notes.append(f"{named} was stopped after {one.epochs} of {spec.finetune.epochs} epochs")
+        if spec.finetune.features and not training.feature_paths:
+            notes.append(f"{named} was trained on logits alone: the network has no feature maps")
+        why = cannot_fade(setup.compressor, finalist.compressed) if recipe.gradual else None
+        if why is not None:
             notes.append(
-                f"finalist {finalist.policy.digest} was stopped after {one.epochs} of {spec.finetune.epochs} epochs"
+                f"{named} was pruned before its training: channels cannot fade out of {why}"
             )
+        compressed = training.result()
+        try:
+            evaluation = scorer.score_compressed(compressed)
+        except ScoringError as error:
+            notes.append(f"{named} stays as it was before its training: {error}")
+            results.append((finalist, finalist.compressed, finalist.evaluation))
+            continue
+        if evaluation.score > finalist.evaluation.score:
+            results.append((finalist, compressed, evaluation))
+        else:
+            notes.append(
+                f"{named} stays as it was before its training, which took its search score from "
+                f"{finalist.evaluation.score:.4f} to {evaluation.score:.4f}; train for more epochs"
+            )
+            results.append((finalist, finalist.compressed, finalist.evaluation))
     return results, notes
+
+
+def beginning(setup: JobSetup, finalist: Finalist) -> Compressed:
+    """What a finalist's training begins with: where weights were rounded to fewer than 8 bits or made to share
+    values, the weights as they were before."""
+    choices, plan = setup.network.network_space.choices(finalist.policy), finalist.compressed.plan
+    if not choices.codebook and all(scale.bits >= PLAIN_BITS for scale in plan.weights.values()):
+        return finalist.compressed
+    whole = replace(choices, integer=frozenset(), weight_bits={}, codebook={})
+    return replace(finalist.compressed, network=setup.compressor.compress(whole).network)
 
 
 def _augment(setup: JobSetup) -> str:
@@ -72,10 +109,10 @@ def _augment(setup: JobSetup) -> str:
 
 @dataclass
 class TrainFinalist:
-    """``evaluation.tuning.TrainOne`` over a list of finalists; travels to a worker."""
+    """``evaluation.tuning.TrainOne`` over what finalists' trainings begin with; travels to a worker."""
 
     setup: JobSetup
-    finalists: list[Finalist]
+    starts: list[Compressed]
     dataset: Any
     recipe: Recipe
     builder: ScorerBuilder
@@ -83,8 +120,10 @@ class TrainFinalist:
     def begun(self, index: int, directory: Path, compressor: Compressor) -> Finetuning:
         """A finalist's fine-tuning as its directory left it."""
         images = DatasetImages(self.dataset, self.setup.splits.training)
-        start = self.finalists[index].compressed
-        return Finetuning(compressor, start, images, self.recipe, directory)
+        start = self.starts[index]
+        fades = self.recipe.gradual and cannot_fade(compressor, start) is None
+        recipe = replace(self.recipe, gradual=fades)
+        return Finetuning(compressor, start, images, recipe, directory)
 
     def __call__(self, index: int, directory: Path, report: Callable[[int, float], None]) -> None:
         scorer = self.builder()

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 from compressors import Compressed
-from compressors.exporter import export_onnx, save_onnx
 from latency_tables import TableStore
 from search_spaces import Evaluation, Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.front import FrontAxes
-from search_spaces.pricing import UNCERTAIN
+from search_spaces.quantities import base_quantity, is_uncertain
 from service.file_check import FileCosts, check_for
 from service.finalist_kernels import FinalistKernels
 from service.front_job import front_first
+from service.job_prices import JobPrices
 from service.job_setup import JobSetup
 from service.packed_prices import packed_size
 from service.prices import Prices
 from service.search_loop import Trial
+from service.target_files import export_for
 
 # How often the prices are corrected before the best so far is returned with its violation.
 MOST_CORRECTIONS = 5
@@ -32,9 +34,6 @@ SLACK = 0.06
 GROWN = 2
 NEARBY_ERROR = 0.02
 
-# Quantities whose prices carry an uncertainty, which a file's own measurement (or kernels) removes.
-PREDICTED = UNCERTAIN
-
 Stage = Callable[[str, str, int, int], None]
 
 
@@ -43,24 +42,32 @@ class Finalist:
     """A policy whose exported file was measured, or priced from its own kernels where the device is elsewhere.
 
     Attributes:
-        costs: what the file takes.
-        violations: bounds that the file misses, as fractions of them.
+        evaluation: of the network alone, without what ``JobSetup.promise`` adds for a search.
+        files: what each target runs; several may run the same one.
+        costs: what the files take on all targets.
+        violations: bounds that a file misses, as fractions of them.
     """
 
     policy: Policy
     compressed: Compressed
     evaluation: Evaluation
-    file: Path
+    files: tuple[Path, ...]
     costs: FileCosts
     violations: dict[str, float]
 
     @property
+    def file(self) -> Path:
+        """What the first target runs."""
+        return self.files[0]
+
+    @property
     def ratio(self) -> float:
-        """Latency over the uncompressed network's."""
+        """Latency over the uncompressed network's, on the first target."""
         return self.costs.ratio
 
     @property
     def met(self) -> bool:
+        """Whether the budget is kept, on every target."""
         return not self.violations
 
 
@@ -97,7 +104,8 @@ def best_first(
 class FinalistPicker:
     """Exports candidates, measures them beside the uncompressed network and corrects prices by what it sees.
 
-    Where the device is elsewhere files are priced from their own kernels instead.
+    Where the device is elsewhere files are priced from their own kernels instead. On several targets each is measured
+    (or priced) on every one, and each target's prices are corrected by what was seen there.
 
     Args:
         setup: the job.
@@ -112,7 +120,7 @@ class FinalistPicker:
     def __init__(
         self,
         setup: JobSetup,
-        prices: Prices,
+        prices: JobPrices,
         limits: dict[str, float],
         workdir: Path,
         check: Callable[[], None],
@@ -123,18 +131,25 @@ class FinalistPicker:
         self._setup = setup
         self._axes = axes
         self._prices = prices
-        self.kernels = FinalistKernels(setup.target, store, stage, check)
+        self.kernels = [
+            FinalistKernels(place.target, store, stage, check) for place in prices.places
+        ]
         self.pricer = prices.pricer.with_limits(limits)
         self._folder = workdir / ".finalists"
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._check = check
         self._stage = stage
         self._scorer = setup.scorer()
-        self.corrections: list[float] = []
+        self._promise = setup.promise
+        self.corrections_on: list[list[float]] = [[] for _ in prices.places]
         self.repaired = self.grown = 0
 
+    @property
+    def corrections(self) -> list[float]:
+        """Measured over predicted latency of every finalist that missed its bound on it, on all targets."""
+        return [factor for factors in self.corrections_on for factor in factors]
+
     def pick(self, trials: list[Trial], count: int) -> list[Finalist]:
-        """At most ``count`` finalists whose files keep the budget.
+        """At most ``count`` finalists whose files keep the budget, on every target.
 
         Where fewer do after ``MOST_CORRECTIONS`` corrections, those that do; where none does, the one that comes
         nearest.
@@ -144,10 +159,7 @@ class FinalistPicker:
         tried: set[Policy] = set()
         while len(accepted) < count:
             self._check()
-            candidate = next(
-                (c for c in self._wanted(trials, self.pricer, len(tried) + 1) if c[0] not in tried),
-                None,
-            )
+            candidate = self._next(trials, tried, accepted)
             if candidate is None and accepted:
                 break
             policy = candidate[0] if candidate else self._made_to_fit(trials)
@@ -168,6 +180,17 @@ class FinalistPicker:
             return [self._grown(finalist) for finalist in accepted]
         return sorted(refused, key=lambda f: max(f.violations.values()))[:1]
 
+    def _next(
+        self, trials: list[Trial], tried: set[Policy], accepted: list[Finalist]
+    ) -> tuple[Policy, Evaluation] | None:
+        """The most wanted of what was not tried; of a front what adds most to those that are accepted."""
+        if self._axes is None:
+            wanted = self._wanted(trials, self.pricer, len(tried) + 1)
+            return next((c for c in wanted if c[0] not in tried), None)
+        left = {p: e for p, e in evaluated(trials, self.pricer).items() if p not in tried}
+        taken = [(finalist.policy, finalist.evaluation) for finalist in accepted]
+        return next(iter(front_first(left, self.pricer, self._axes, 1, taken)), None)
+
     def _wanted(
         self, trials: list[Trial], pricer: Pricer, count: int
     ) -> list[tuple[Policy, Evaluation]]:
@@ -184,52 +207,69 @@ class FinalistPicker:
         partly = evaluation is not None and evaluation.images is not None
         if evaluation is None or (partly and evaluation.images != len(self._setup.search)):
             evaluation = self._scorer.score_compressed(compressed)
-        file = self._folder / f"{policy.digest}.onnx"
-        save_onnx(export_onnx(compressed.network, compressed.plan, self._setup.target.batch), file)
-        self._settle(file)
-        costs = self._file_check(file)
+        elif self._promise is not None:
+            evaluation = self._promise.without(policy, evaluation)
+        targets = [place.of for place in self._prices.places]
+        folder = self._folder / policy.digest
+        files = export_for(targets, compressed.network, compressed.plan, folder)
+        checked: list[FileCosts] = []
+        for place, file in enumerate(files):
+            self._settle(place, file)
+            checked.append(self._file_check(place, file))
+        costs = reduce(FileCosts.beside, checked)
         if PACKED in self.pricer.models:
             costs = costs.with_quantity(PACKED, packed_size(compressed))
         macs = self.pricer.costs(policy)["macs"]
         violations = costs.violations(self.pricer.limits, macs)
-        return Finalist(policy, compressed, evaluation, file, costs, violations)
+        return Finalist(policy, compressed, evaluation, files, costs, violations)
 
-    def _settle(self, file: Path) -> None:
+    def _settle(self, place: int, file: Path) -> None:
         """Times those of the file's kernels that were modelled, and prices by what they took."""
-        prices = self.kernels.settle(self._prices, self._setup.target.kernels(file))
-        if prices is not self._prices:
-            self._prices = prices
-            models = {**self.pricer.models, "latency_ms": prices.pricer.models["latency_ms"]}
-            self.pricer = Pricer(self.pricer.space, models, self.pricer.limits)
+        on = self._prices.places[place]
+        prices = self.kernels[place].settle(on.prices, on.target.kernels(file))
+        if prices is not on.prices:
+            self._reprice(place, prices)
 
-    def _file_check(self, file: Path) -> FileCosts:
-        target = self._setup.target
-        return check_for(target, self._prices, self.pricer.limits, MEASURE_SECONDS)(file)
+    def _reprice(self, place: int, prices: Prices) -> None:
+        """Takes on the latencies that were learned anew on one target."""
+        self._prices = self._prices.with_prices(place, prices)
+        name = self._prices.places[place].of.quantity("latency_ms")
+        models = {**self.pricer.models, name: prices.pricer.models["latency_ms"]}
+        self.pricer = Pricer(self.pricer.space, models, self.pricer.limits)
+
+    def _file_check(self, place: int, file: Path) -> FileCosts:
+        on = self._prices.places[place]
+        front = () if self._axes is None else self._axes.quantities
+        wanted = on.of.own(dict.fromkeys((*self.pricer.limits, *front), 0.0))
+        return check_for(on.target, on.prices, wanted, MEASURE_SECONDS)(file).on(on.of)
 
     @property
     def _verb(self) -> str:
-        return "measuring" if self._setup.target.can_measure else "pricing"
+        measured = any(place.target.can_measure for place in self._prices.places)
+        return "measuring" if measured else "pricing"
 
     def _correct(self, missed: Finalist) -> None:
         """Learns prices again from what was measured; what is left of the miss is a factor on all of them."""
         costs = self.pricer.costs(missed.policy)
         have = missed.costs.quantities
-        if "latency_ms" in missed.violations:
-            self.corrections.append(have["latency_ms"] / costs["latency_ms"])
-        if "latency_ms" in missed.violations and self._setup.target.can_measure:
-            uses = self._setup.target.kernels(missed.file)
-            self._prices = self._prices.with_finalist(uses, missed.ratio)
-            models = {**self.pricer.models, "latency_ms": self._prices.pricer.models["latency_ms"]}
-            self.pricer = Pricer(self.pricer.space, models, self.pricer.limits)
-        for quantity in PREDICTED:
-            if quantity in missed.violations and self.pricer.within(missed.policy):
+        for number, place in enumerate(self._prices.places):
+            latency = place.of.quantity("latency_ms")
+            if latency not in missed.violations:
+                continue
+            self.corrections_on[number].append(have[latency] / costs[latency])
+            if place.target.can_measure:
+                uses = place.target.kernels(missed.files[number])
+                ratio = have[latency] / place.prices.uncompressed["latency_ms"]
+                self._reprice(number, place.prices.with_finalist(uses, ratio))
+        for quantity in filter(is_uncertain, missed.violations):
+            priced = self.pricer.costs(missed.policy)[quantity]
+            if priced * self.pricer.margin(quantity) <= self.pricer.limits[quantity] * (1 + 1e-9):
                 # The upper end of the interval is held against the bound; a miss all the same asks for more.
-                again = have[quantity] / self.pricer.costs(missed.policy)[quantity]
-                self.pricer = self.pricer.corrected(quantity, max(again, 1.01))
-        if "size_bytes" in missed.violations:
-            self.pricer = self.pricer.corrected(
-                "size_bytes", max(missed.file.stat().st_size / costs["size_bytes"], 1.001)
-            )
+                self.pricer = self.pricer.corrected(quantity, max(have[quantity] / priced, 1.01))
+        for quantity in missed.violations:
+            if base_quantity(quantity) == "size_bytes":
+                factor = max(have[quantity] / costs[quantity], 1.001)
+                self.pricer = self.pricer.corrected(quantity, factor)
 
     def _grown(self, finalist: Finalist) -> Finalist:
         """The finalist, or a larger one that keeps the budget too and scores better.
@@ -237,7 +277,7 @@ class FinalistPicker:
         The search keeps clear of the bounds by the prices' uncertainty. Around a network that was just timed (or
         priced from its own kernels) prices are far surer, and what it left unused can be spent.
         """
-        bounds = {q: v for q, v in self.pricer.limits.items() if q in PREDICTED}
+        bounds = {q: v for q, v in self.pricer.limits.items() if is_uncertain(q)}
         if self._setup.spec.objective != "accuracy" or not bounds:
             return finalist
         for _ in range(GROWN):
@@ -257,10 +297,17 @@ class FinalistPicker:
             self._stage("finalists", f"growing policy {finalist.policy.digest}", self.grown, 0)
             larger = self.measure(policy)
             self.grown += 1
-            if not larger.met or larger.evaluation.score <= finalist.evaluation.score:
+            if not larger.met or self._promised(larger) <= self._promised(finalist):
                 break
             finalist = larger
         return finalist
+
+    def _promised(self, finalist: Finalist) -> float:
+        """The score a search would go by."""
+        evaluation = finalist.evaluation
+        if self._promise is not None:
+            evaluation = self._promise.of(finalist.policy, evaluation)
+        return evaluation.score
 
     @staticmethod
     def _held(finalist: Finalist, quantity: str) -> float:
@@ -283,7 +330,10 @@ class FinalistPicker:
                 self._check()
                 known.add(repaired)
                 self._stage("finalists", f"repairing policy {policy.digest}", len(made), REPAIRED)
-                made.append(Trial(-1, repaired, self._scorer.score(repaired)))
+                evaluation = self._scorer.score(repaired)
+                if self._promise is not None:
+                    evaluation = self._promise.of(repaired, evaluation)
+                made.append(Trial(-1, repaired, evaluation))
         self.repaired += len(made)
         return made
 

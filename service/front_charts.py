@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from search_spaces.quantities import base_quantity, target_of
 from service.report_charts import Tick, ticks
 from service.summary import REFERENCE_NAMES, count, file_size, millijoules, milliseconds, percent
 
@@ -21,6 +22,8 @@ _AXES = {
     "packed_bytes": ("packed size, kB", 1e3, file_size),
     "macs": ("MACs, millions", 1e6, count),
 }
+# Costs that every one of several targets has its own of.
+_ON_A_TARGET = ("latency_ms", "energy_mj")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,14 @@ def front_charts(report: Mapping[str, Any]) -> list[Plot]:
     quantities = (report.get("hypervolume") or {}).get("quantities") or []
     if not front:
         return []
-    others = {"baseline": report.get("baseline"), **(report.get("references") or {})}
     plots = []
-    for quantity in quantities:
+    for axis in quantities:
+        quantity, place = base_quantity(axis), target_of(axis)
         label, unit, show = _AXES[quantity]
+        on = _on(report, place)
+        others = {"baseline": on.get("baseline"), **(on.get("references") or {})}
         files = [("over", REFERENCE_NAMES.get(k, k), part) for k, part in others.items() if part]
-        files += [(_state(line), f"policy {line['policy']}", line) for line in front]
+        files += [(_state(line), f"policy {line['policy']}", _on(line, place)) for line in front]
         known = [
             (state, name, part, value)
             for state, name, part in files
@@ -149,8 +154,12 @@ def front_charts(report: Mapping[str, Any]) -> list[Plot]:
             )
             for (state, name, part, value), (low, high) in zip(known, ends, strict=True)
         ]
-        if quantity == "latency_ms" and report.get("met_by") == "prediction":
+        if quantity == "latency_ms" and on.get("met_by") == "prediction":
             label = f"predicted {label}"
+        if place is None and report.get("targets") and quantity in _ON_A_TARGET:
+            place = report["targets"][0]["name"]
+        if place is not None:
+            label = f"{label}, {place}"
         plots.append(frame.plot(label, "", marks))
     return plots
 
@@ -158,7 +167,15 @@ def front_charts(report: Mapping[str, Any]) -> list[Plot]:
 def costs_text(curve: Mapping[str, Any] | None) -> str:
     """The costs of a hypervolume in words, without their units."""
     known = (curve or {}).get("quantities") or []
-    return " and ".join(_AXES[quantity][0].split(",")[0] for quantity in known)
+    words = [(_AXES[base_quantity(name)][0].split(",")[0], target_of(name)) for name in known]
+    return " and ".join(word if place is None else f"{word} on {place}" for word, place in words)
+
+
+def _on(part: Mapping[str, Any], target: str | None) -> Mapping[str, Any]:
+    """A report, or a line of its front, as one of several targets has it."""
+    if target is None:
+        return part
+    return next((own for own in part.get("targets") or () if own["name"] == target), {})
 
 
 def cost(part: Mapping[str, Any], quantity: str) -> float | None:

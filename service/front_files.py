@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from compressors import Compressed, save
-from compressors.exporter import export_onnx, save_onnx
 from compressors.packed import PACKED_FILE, pack_network, write_whole
 from search_spaces import Evaluation, Policy
 from search_spaces.dominance import nondominated
 from search_spaces.front import FrontAxes
+from service.energy_bound import QUANTITY
 from service.file_results import Comparison, Measured, drop_json
 from service.job_files import write_json
 from service.job_setup import JobSetup
 from service.prices import Prices
 from service.reporting import held
+from service.target_files import export_for
 
 # Where the files of members other than the delivered one lie.
 FOLDER = "front"
@@ -49,17 +50,15 @@ class Member:
         return f"{FOLDER}_{self.policy.digest}"
 
 
-def export_member(setup: JobSetup, member: Member, workdir: Path) -> tuple[Path, int]:
+def export_member(setup: JobSetup, member: Member, workdir: Path) -> tuple[tuple[Path, ...], int]:
     """Leaves the same files of a member as of the delivered network.
 
     Returns:
-        The exported file, and the bytes of the packed one.
+        What each target runs, and the bytes of the packed file.
     """
     folder = workdir / member.folder
-    folder.mkdir(parents=True, exist_ok=True)
     network, plan = member.compressed.network, member.compressed.plan
-    file = folder / setup.target.artifact_name
-    save_onnx(export_onnx(network, plan, setup.target.batch), file)
+    files = export_for(setup.targets, network, plan, folder)
     packed = pack_network(network, plan)
     write_whole({folder / PACKED_FILE: packed})
     save(network, plan, folder)
@@ -68,7 +67,7 @@ def export_member(setup: JobSetup, member: Member, workdir: Path) -> tuple[Path,
         folder / "policy.json",
         member.policy.to_json(space.ids) | {"decisions": space.to_json()["decisions"]},
     )
-    return file, len(packed)
+    return files, len(packed)
 
 
 def front_json(
@@ -82,23 +81,21 @@ def front_json(
 ) -> list[dict[str, Any]]:
     """``front`` of the report, a document a member, the delivered one first.
 
-    ``on_front`` says whether no other member has both a higher score and lower costs now that the files' own costs are
-    known.
+    ``on_front`` says whether no other member has both a higher score and lower costs by the numbers listed here, which
+    are of one run.
 
     Args:
         members: the delivered one first; it was measured as ``compressed``.
     """
     names = ["compressed", *(member.name for member in members[1:])]
     have = [held(setup.spec.budget, prices, measured[n], compared, n) for n in names]
-    points = []
-    for member, name in zip(members, names, strict=True):
-        file = measured[name]
-        exact = {
-            "size_bytes": file.size_bytes,
-            "packed_bytes": file.packed_bytes,
-            "macs": file.macs,
-        }
-        points.append(axes.losses(member.evaluation.score, {**member.costs, **exact}))
+    points = [
+        axes.losses(
+            member.evaluation.score,
+            {**member.costs, **_final_costs(prices, measured[name], compared, name)},
+        )
+        for member, name in zip(members, names, strict=True)
+    ]
     found = []
     for member, name, own, best in zip(
         members, names, have, nondominated(np.array(points)), strict=True
@@ -125,3 +122,20 @@ def front_json(
             }
         )
     return found
+
+
+def _final_costs(
+    prices: Prices, file: Measured, compared: Comparison, name: str
+) -> dict[str, float]:
+    """What a member's file takes by the run that the report tells of, times and energies by their ratio to the
+    baseline's."""
+    whole = prices.uncompressed
+    costs: dict[str, float] = {
+        "latency_ms": compared.ratios[name] * whole["latency_ms"],
+        "size_bytes": file.size_bytes,
+        "packed_bytes": file.packed_bytes,
+        "macs": file.macs,
+    }
+    if name in compared.energy_ratios and QUANTITY in whole:
+        costs[QUANTITY] = compared.energy_ratios[name] * whole[QUANTITY]
+    return costs

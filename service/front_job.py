@@ -11,6 +11,7 @@ from search_spaces import Evaluation, Failure, Policy, Pricer
 from search_spaces.budget import BUDGET_KEYS
 from search_spaces.front import FrontAxes, RunningFront
 from search_spaces.hypervolume import best_subset
+from search_spaces.quantities import base_quantity
 from service.context import TrialRecord
 from service.energy_bound import QUANTITY
 from service.front import pareto
@@ -27,11 +28,19 @@ def quantities_of(spec: JobSpec, pricer: Pricer) -> tuple[str, ...]:
     """Costs that a job's front is made of.
 
     With objective pareto those it names; else what its budget bounds; else latency, and for a front size and, where the
-    target knows it, energy.
+    target knows it, energy. For several targets: with objective pareto latency, or what it names, latency and energy on
+    each target and the rest once; with the others, whose hypervolume is a record only, the first target's.
     """
-    named = spec.costs if spec.costs is not None else tuple(spec.budget)
-    if named:
-        return tuple(dict.fromkeys(BUDGET_KEYS[key][0] for key in named))
+    if spec.targets is not None and spec.objective == "pareto":
+        named = {BUDGET_KEYS[key][0]: None for key in spec.costs or ("latency",)}
+        each = {"latency_ms", QUANTITY} & set(named)
+        known = [quantity for quantity in pricer.models if base_quantity(quantity) in each]
+        return tuple(
+            dict.fromkeys([*known, *(quantity for quantity in named if quantity not in each)])
+        )
+    named_keys = spec.costs if spec.costs is not None else tuple(spec.budget)
+    if named_keys:
+        return tuple(dict.fromkeys(BUDGET_KEYS[key][0] for key in named_keys))
     if spec.objective != "pareto":
         return ("latency_ms",)
     return ("latency_ms", "size_bytes", *([QUANTITY] if QUANTITY in pricer.models else []))
@@ -100,16 +109,23 @@ def outcome_of(record: TrialRecord) -> Evaluation | Failure:
 
 
 def front_first(
-    found: Mapping[Policy, Evaluation], pricer: Pricer, axes: FrontAxes, count: int
+    found: Mapping[Policy, Evaluation],
+    pricer: Pricer,
+    axes: FrontAxes,
+    count: int,
+    taken: Sequence[tuple[Policy, Evaluation]] = (),
 ) -> list[tuple[Policy, Evaluation]]:
     """At most ``count`` policies of the front, each the one that adds most hypervolume to those before it.
 
     Args:
         found: evaluated policies.
         pricer: prices as they are known now.
+        taken: policies that go on already; what others add is beyond these.
     """
     items = list(found.items())
     if not items:
         return []
-    losses = np.array([axes.losses(e.score, pricer.costs(p)) for p, e in items])
-    return [items[i] for i in best_subset(losses, axes.reference, count)]
+    rows = [*items, *taken]
+    losses = np.array([axes.losses(e.score, pricer.costs(p)) for p, e in rows])
+    chosen = range(len(items), len(rows))
+    return [items[i] for i in best_subset(losses, axes.reference, count, chosen)]

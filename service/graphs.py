@@ -11,6 +11,7 @@ from compressors.errors import ExportError
 from compressors.exporter import export_onnx
 from compressors.structure import inside
 from latency_tables import KernelUse, Target
+from latency_tables.capabilities import Capabilities
 from latency_tables.errors import KernelError
 from search_spaces import Policy
 from search_spaces.latency_model import sample_policies
@@ -106,7 +107,7 @@ def _kernel_counts(uses: Iterable[KernelUse]) -> Counter[str]:
 
 
 def integer_layers(
-    network_space: NetworkSpace, target: Target, exclude: tuple[str, ...]
+    network_space: NetworkSpace, target: Capabilities, exclude: tuple[str, ...]
 ) -> frozenset[str]:
     """All layers that the reference "uniform int8" quantizes."""
     return frozenset(

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from search_spaces.quantities import target_of
+
 
 def write_trials(path: Path, ids: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
     """``trials.parquet``: a row a trial in the order they were told, a column a decision."""
@@ -23,6 +25,8 @@ def write_trials(path: Path, ids: Sequence[str], records: Sequence[dict[str, Any
         "top1": [None if r["evaluation"] is None else r["evaluation"].get("top1") for r in records],
         "failure": [None if r["failure"] is None else r["failure"]["reason"] for r in records],
     }
+    priced = dict.fromkeys(q for r in records for q in (r["evaluation"] or {}).get("costs", ()))
+    on_other_targets = [quantity for quantity in priced if target_of(quantity) is not None]
     for quantity in (
         "latency_ms",
         "latency_ms_upper",
@@ -32,6 +36,7 @@ def write_trials(path: Path, ids: Sequence[str], records: Sequence[dict[str, Any
         "packed_bytes",
         "packed_bytes_upper",
         "macs",
+        *on_other_targets,
     ):
         columns[f"predicted_{quantity}"] = [
             None if r["evaluation"] is None else r["evaluation"]["costs"].get(quantity)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,22 @@ from compressors.least_squares import PLENTY
 from compressors.recipe import CompressionRecipe
 from compressors.structure import Structure, analyse, example_input
 from evaluation.errors import DataError
+from evaluation.pool import Scorer
+from evaluation.promise import Promise, PromiseScorerBuilder
 from evaluation.scoring import PolicyScorer, ScorerBuilder, save_images
 from evaluation.splits import Examples, Splits, carve, gather, spread
 from latency_tables import Catalog, Target
+from latency_tables.capabilities import Capabilities
+from search_spaces.bit_widths import BitWidths
 from search_spaces.budget import bounds_packed
-from search_spaces.network_space import NetworkSpace, build_space
+from search_spaces.network_space import NetworkSpace, build_space, macs_model
 from search_spaces.ranks import RankOffer
-from service.energy_bound import require_energy
 from service.errors import SourceError
 from service.job_spec import JobSpec
+from service.rank_agreement import AgreedRanks
 from service.rank_offers import RankOffers
 from service.sources import DataBundle, Sources
+from service.targets import JobTarget, common, job_targets
 from service.weights import load_weights
 
 # Calibration images that activation ranges want, however small the layers.
@@ -52,10 +58,15 @@ class LoadedNetwork:
 
 @dataclass(frozen=True)
 class JobSetup:
-    """See the module's docstring."""
+    """See the module's docstring.
+
+    Attributes:
+        targets: of the job, one or several.
+        compressor: makes networks that run on all of them.
+    """
 
     spec: JobSpec
-    target: Target
+    targets: tuple[JobTarget, ...]
     network: LoadedNetwork
     data: DataBundle
     splits: Splits
@@ -64,25 +75,60 @@ class JobSetup:
     compressor: Compressor
 
     @property
+    def target(self) -> Target:
+        """The first."""
+        return self.targets[0].target
+
+    @property
+    def common(self) -> Capabilities:
+        """What all targets run."""
+        return common(self.targets)
+
+    def on(self, place: int) -> JobSetup:
+        """The job as one of its targets sees it: the same network and data, and no other target."""
+        own = self.targets[place]
+        return replace(self, spec=own.spec, targets=(own,))
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         return tuple(self.calibration.inputs.shape[1:])
 
     def scorer(self) -> PolicyScorer:
-        """A scorer in this process that shares the compressor."""
+        """The scorer of this process, which shares the compressor and runs the original once."""
+        return self._scorer
+
+    @cached_property
+    def _scorer(self) -> PolicyScorer:
         return PolicyScorer(
             self.compressor, self.network.network_space, self.search, self.data.evaluate
         )
 
+    @cached_property
+    def promise(self) -> Promise | None:
+        """What the search's scores are raised by for the training that follows; None where none does, where a metric of
+        the user's own is no divergence, and where the objective asks for drops or a front before training."""
+        spec, network_space = self.spec, self.network.network_space
+        if not spec.finetune.epochs or spec.objective != "accuracy" or self.data.evaluate is not None:
+            return None
+        return Promise(network_space.space, macs_model(network_space))
+
+    def search_builder(self, directory: Path) -> Callable[[], Scorer]:
+        """What a search's workers build their scorers from; see ``scorer_builder``."""
+        builder = self.scorer_builder(directory)
+        return builder if self.promise is None else PromiseScorerBuilder(builder, self.promise)
+
     def scorer_builder(self, directory: Path) -> ScorerBuilder:
-        """What workers build their scorers from; the images go to a file in ``directory``."""
+        """What workers build their scorers from; the images go to a file in ``directory`` with what the original gives
+        on them.
+        """
         images = directory / "images.safetensors"
-        save_images(images, self.calibration, self.search)
+        save_images(images, self.calibration, self.search, self.scorer().reference)
         return ScorerBuilder(
             self.network.prepared,
             self.network.network_space,
             images,
             self.compressor.recipe,
-            self.target.reduce_range,
+            self.common.reduce_range,
             self.data.evaluate,
             self.compressor.rankings,
         )
@@ -93,17 +139,22 @@ def load_network(
     sources: Sources,
     weights: Path | None,
     input_shape: tuple[int, int, int],
-    target: Target,
+    target: Capabilities,
     scope: str = "joint",
     exclude: tuple[str, ...] = (),
     ranks: RankOffer | None = None,
     packed: bool = False,
+    pattern: tuple[int, int] | None = None,
+    bits: BitWidths | None = None,
 ) -> LoadedNetwork:
     """Network, weights and decisions.
 
     Args:
+        target: what it is to run on, or what several have in common.
         ranks: which layers may be factored; none where left out.
         packed: the packed file's size is bounded.
+        pattern: (N, M): zeros keep N of every M weights along the input; None: they lie anywhere.
+        bits: that layers choose among; None: 8 and float.
 
     Raises:
         TrimtabError: source, weights, tracing or the space, each with what to do.
@@ -125,7 +176,7 @@ def load_network(
             "merging batch norms into the layers before them changes what the network computes; a norm of its "
             "own kind does more than normalise"
         )
-    space = build_space(folded, example, target, scope, exclude, packed, ranks)
+    space = build_space(folded, example, target, scope, exclude, packed, ranks, pattern, bits)
     return LoadedNetwork(factory, prepared, folded, space)
 
 
@@ -135,7 +186,7 @@ def load_job(
     weights: Path | None,
     stage: Callable[[str, str], None] = lambda _name, _message: None,
     data_dir: Path | None = None,
-    ranks: Callable[[Target], RankOffer] | None = None,
+    ranks: Callable[[JobTarget], RankOffer] | None = None,
 ) -> JobSetup:
     """Loads all that the job names.
 
@@ -148,9 +199,7 @@ def load_job(
     Raises:
         TrimtabError: whatever is wrong with the job's names, files and data.
     """
-    catalog = Catalog.of(data_dir)
-    target = catalog.target(spec.target)
-    require_energy(target, spec.priced, catalog)
+    targets = job_targets(spec, Catalog.of(data_dir))
     stage("load", "data")
     data = sources.data(spec.data.source)
     pool = data.train if data.validation is None else data.validation
@@ -167,10 +216,16 @@ def load_job(
             "objective accuracy"
         )
     stage("load", "network")
-    offer = RankOffers.of(spec, target, data_dir) if ranks is None else ranks(target)
+    offers: dict[str, RankOffer] = {
+        one.name: RankOffers.of(one.spec, one.target, data_dir) if ranks is None else ranks(one)
+        for one in targets
+    }
+    offer = AgreedRanks(offers) if len(offers) > 1 else offers[spec.target]
+    packed = any(bounds_packed(one.spec.priced) for one in targets)
+    shared = common(targets)
     network = load_network(
-        spec.model.source, sources, weights, shape, target, spec.space.scope, spec.space.exclude,
-        offer, bounds_packed(spec.priced),
+        spec.model.source, sources, weights, shape, shared, spec.space.scope, spec.space.exclude,
+        offer, packed, spec.space.pattern, spec.space.widths,
     )  # fmt: skip
     _check_classes(network.network_space.structure.graph.output_shape, data, search)
     _length(data.test, "test")
@@ -180,9 +235,9 @@ def load_job(
         calibration.inputs,
         list(network.network_space.groups.values()),
         recipe_of(spec).searched,
-        target.reduce_range,
+        shared.reduce_range,
     )
-    return JobSetup(spec, target, network, data, splits, calibration, search, compressor)
+    return JobSetup(spec, targets, network, data, splits, calibration, search, compressor)
 
 
 def recipe_of(spec: JobSpec) -> CompressionRecipe:
@@ -190,11 +245,14 @@ def recipe_of(spec: JobSpec) -> CompressionRecipe:
 
     Jobs that fine-tune bring the norms' statistics back: among 48 policies of ResNet-20 of one latency the search score
     then ranks like the accuracy after fine-tuning at 0.89, after the refit alone at 0.79. Without fine-tuning the
-    policies that hardly change the network lose by it.
+    policies that hardly change the network lose by it. Finalists of the others may be rounded adaptively, see
+    ``FinalistRounding`` for which are.
     """
     asked = spec.recipe.model_dump()
     if asked["statistics"] is None:
         asked["statistics"] = spec.finetune.epochs > 0
+    if asked["adaround"] is None:
+        asked["adaround"] = spec.finetune.epochs == 0
     return CompressionRecipe(criterion=spec.space.criterion, **asked)
 
 

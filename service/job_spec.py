@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from search_spaces.bit_widths import BitWidths
 from search_spaces.budget import BUDGET_KEYS, Budget
+from search_spaces.errors import BudgetError, SpaceError
 
 # The names of agents.registry, which is not imported here: it loads torch, and a client need not.
 AGENTS = (
@@ -30,6 +41,8 @@ AGENTS = (
 )
 
 
+# Agents that have a form as published, with the scope that can be expressed by it.
+_PUBLISHED = {"amc": "prune", "haq": "quantize"}
 # Those of compressors.calibration, which loads torch, too.
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
 _PERCENT = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -50,12 +63,68 @@ class DataSpec(_Strict):
     )
 
 
+class BitsSpec(_Strict):
+    """Bits that layers choose among, on targets that compute with fewer than 8."""
+
+    weights: tuple[int, ...] = Field(default=(8,), description="of weights, 2 to 8 with 8 itself")
+    activations: tuple[int, ...] = Field(
+        default=(8,),
+        description="of what a layer reads, 2 to 8 with 8 itself; float is offered beside them",
+    )
+
+    @field_validator("weights", "activations")
+    @classmethod
+    def _in_order(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _something_is_offered(self) -> BitsSpec:
+        try:
+            BitWidths(self.weights, self.activations)
+        except SpaceError as error:
+            # As an error of this field.
+            raise ValueError(str(error)) from error
+        return self
+
+
 class SpaceSpec(_Strict):
     scope: Literal["prune", "quantize", "joint"] = "joint"
     exclude: tuple[str, ...] = Field(default=(), description="module paths left as they are")
     criterion: Literal["l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random"] = (
         Field(default="fisher", description="which channels of a group go first")
     )
+    zeros: Literal["anywhere", "1:2", "1:4", "2:4", "3:4", "4:8"] = Field(
+        default="anywhere",
+        description="where zeros lie that a bound on packed bytes may want; N:M: N of every M weights along a layer's "
+        "input stay",
+    )
+
+    bits: BitsSpec | None = Field(
+        default=None,
+        description="bits of weights and activations to choose among layer by layer, where the target runs them "
+        "(sim-bitfusion); null: 8 and float",
+    )
+
+    @model_serializer(mode="wrap")
+    def _document(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        # Jobs without are the same documents as before there was a choice.
+        if self.bits is None:
+            document.pop("bits", None)
+        return document
+
+    @property
+    def widths(self) -> BitWidths | None:
+        """Bits that layers choose among; None for 8 and float."""
+        return None if self.bits is None else BitWidths(self.bits.weights, self.bits.activations)
+
+    @property
+    def pattern(self) -> tuple[int, int] | None:
+        """N and M; None where zeros lie anywhere."""
+        if self.zeros == "anywhere":
+            return None
+        kept, _, of = self.zeros.partition(":")
+        return int(kept), int(of)
 
 
 class RecipeSpec(_Strict):
@@ -80,10 +149,11 @@ class RecipeSpec(_Strict):
     equalization: bool = Field(
         default=False, description="weight ranges of neighbouring layers are evened out"
     )
-    adaround: bool = Field(
-        default=False,
-        description="weights of finalists are rounded by what reconstructs their layer's output best; the search "
-        "itself rounds to the nearest",
+    adaround: bool | None = Field(
+        default=None,
+        description="weights of finalists are rounded by what reconstructs their layer's output best, where that "
+        "scores better; the search itself rounds to the nearest; null: those with weights of fewer than 8 bits, in "
+        "jobs that do not fine-tune",
     )
 
     @field_validator("calibration")
@@ -109,7 +179,7 @@ class RecipeSpec(_Strict):
             "calibration": self.calibration != "minmax",
             "bias_correction": bool(self.bias_correction),
             "equalization": self.equalization,
-            "adaround": self.adaround,
+            "adaround": bool(self.adaround),
         }
         return [name for name, chosen in asked.items() if chosen]
 
@@ -118,6 +188,11 @@ class AgentSpec(_Strict):
     name: str = "auto"
     evaluations: Annotated[int, Field(ge=1, le=1_000_000)] = 100
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    published: bool | None = Field(
+        default=None,
+        description="of amc and haq: as their papers have them, or (false) fitted to few evaluations and all "
+        "decisions; null: as published where that can express the whole space",
+    )
 
 
 class FinetuneSpec(_Strict):
@@ -130,21 +205,85 @@ class FinetuneSpec(_Strict):
     gradual: bool = Field(
         default=False, description="channels fade out while training instead of being gone before"
     )
+    temperature: Annotated[float, Field(ge=0.1, le=100)] = Field(
+        default=4.0,
+        description="softens the outputs of original and student that training compares",
+    )
+
+
+def _known_budget(value: Any) -> Any:
+    """Bounds with their keys and values checked; an empty budget is for the objective to judge."""
+    if isinstance(value, dict) and value:
+        return Budget.of(value).to_json()
+    return value
+
+
+class TargetSpec(_Strict):
+    """One of several targets, with the budget that is to hold on it."""
+
+    name: Annotated[str, Field(max_length=200)] = Field(
+        description="as target: a device with its options, or a table's name"
+    )
+    budget: dict[str, float] = Field(description="bounds on this target, its own network's costs")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _budget_is_known(cls, value: Any) -> Any:
+        try:
+            return _known_budget(value)
+        except BudgetError as error:
+            # As an error of this field, which says of which target.
+            raise ValueError(str(error)) from error
 
 
 Cost = Literal["latency", "energy", "size", "packed_size", "macs"]
+# Targets of one job: every one has its own kernels to be timed and its own files to be measured.
+MOST_TARGETS = 4
+# Costs of a front on several targets: the time its hypervolume takes grows many times over with each.
+MOST_COSTS = 4
+
+
+def target_names(document: Mapping[str, Any]) -> tuple[str, ...]:
+    """The targets of a job's document, as it is stored."""
+    targets = document.get("targets")
+    if targets is None:
+        return (document["target"],)
+    return tuple(target["name"] for target in targets)
+
+
+class _BothGiven:
+    """Stands for ``targets`` beside ``target`` or ``budget``, so that the error names the field."""
+
+
+def _either_needed(schema: dict[str, Any]) -> None:
+    """``budget`` is needed without ``targets`` only."""
+    schema["required"] = [name for name in schema["required"] if name != "budget"]
+    schema["oneOf"] = [{"required": ["budget"]}, {"required": ["targets"]}]
+
+
 # Share of the uncompressed network's around which prices are exact where a cost of a front has no bound.
 _UNBOUNDED = 0.5
 
 
 class JobSpec(_Strict):
-    """One compression job. Raises ValueError (pydantic) with the field named where something is off."""
+    """One compression job. Raises ValueError (pydantic) with the field named where something is off.
+
+    A job for several targets has ``targets`` in the place of ``target`` and ``budget``; these two are then the first
+    one's, and no part of the document that the spec becomes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=_either_needed)
 
     name: Annotated[str, Field(max_length=200)] = ""
     model: ModelSpec
     data: DataSpec
     target: str = "x86-ort"
     budget: dict[str, float]
+    targets: tuple[TargetSpec, ...] | None = Field(
+        default=None,
+        description=f"instead of target and budget: 1 to {MOST_TARGETS} targets, each with its own budget; one network "
+        "is to keep all of them",
+    )
     objective: Literal["accuracy", "latency", "pareto"] = "accuracy"
     max_drop: Annotated[float, Field(gt=0, lt=1)] | None = None
     costs: tuple[Cost, ...] | None = Field(
@@ -162,9 +301,56 @@ class JobSpec(_Strict):
     @field_validator("budget", mode="before")
     @classmethod
     def _budget_is_known(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value:
-            return Budget.of(value).to_json()
+        return _known_budget(value)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _targets_stand_for_target_and_budget(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("targets") is None:
+            return data
+        if "target" in data or "budget" in data:
+            return {"budget": {}, **data, "targets": _BothGiven()}
+        given = data["targets"]
+        try:
+            first = TargetSpec.model_validate(given[0] if isinstance(given, list | tuple) else None)
+        except (ValueError, IndexError):
+            # The field itself says what is wrong with it.
+            return {**data, "budget": {}}
+        return {**data, "target": first.name, "budget": first.budget}
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _targets_are_few_and_distinct(cls, value: Any) -> Any:
+        if isinstance(value, _BothGiven):
+            raise ValueError(
+                "targets takes the place of target and budget: leave these two out, or give no targets"
+            )
+        if not isinstance(value, list | tuple):
+            return value
+        if not 1 <= len(value) <= MOST_TARGETS:
+            raise ValueError(
+                f"a job has 1 to {MOST_TARGETS} targets, not {len(value)}; split it into several jobs"
+                if value
+                else 'targets is empty; give at least one, e.g. [{"name": "x86-ort", "budget": {"latency": 0.5}}]'
+            )
         return value
+
+    @model_validator(mode="after")
+    def _targets_have_their_bounds(self) -> JobSpec:
+        for place, target in enumerate(self.targets or ()):
+            if target.budget or self.objective == "pareto":
+                continue
+            if self.objective == "accuracy":
+                raise ValueError(
+                    f"targets.{place}: objective accuracy needs a budget on every target; {target.name} has none, "
+                    'e.g. {"latency": 0.5}'
+                )
+            if place > 0:
+                raise ValueError(
+                    f"targets.{place}: objective latency makes the network fast on the first target and bounds the "
+                    f'others; {target.name} needs a budget, e.g. {{"latency": 0.8}}'
+                )
+        return self
 
     @model_validator(mode="after")
     def _objective_has_its_bound(self) -> JobSpec:
@@ -176,14 +362,22 @@ class JobSpec(_Strict):
             raise ValueError("max_drop belongs to objective latency")
         return self
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_target(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "targets" in data:
+    @model_validator(mode="after")
+    def _agent_can_express_the_scope(self) -> JobSpec:
+        name, scope = self.agent.name, self.space.scope
+        if name == "haq" and scope == "prune":
             raise ValueError(
-                "targets: a job for several targets is not possible yet; submit one job a target with target and budget"
+                "agent haq decides bit widths, and scope prune has none; use scope quantize or joint, or agent amc"
             )
-        return data
+        if self.agent.published is not None and name not in _PUBLISHED:
+            raise ValueError(
+                f"agent.published belongs to {' and '.join(_PUBLISHED)}; leave it out for {name}"
+            )
+        if self.agent.published and scope != _PUBLISHED[name]:
+            raise ValueError(
+                f"{name} as published needs scope {_PUBLISHED[name]}, not {scope}; or leave agent.published out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _recipe_has_an_effect(self) -> JobSpec:
@@ -201,6 +395,38 @@ class JobSpec(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _zeros_have_an_effect(self) -> JobSpec:
+        if self.space.pattern is None:
+            return self
+        bounds = [self.budget, *(one.budget for one in self.targets or ()), *[self.costs or ()]]
+        if not {"packed_size", "packed_bytes"} & {key for keys in bounds for key in keys}:
+            raise ValueError(
+                f"space.zeros {self.space.zeros} needs a bound on packed bytes, e.g. packed_size 0.2: no runtime we "
+                "export to is faster for zeros, so without one none are decided"
+            )
+        if self.space.scope == "quantize":
+            raise ValueError(
+                "space.zeros: scope quantize decides no zeros; use scope joint or prune"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _bits_can_be_decided(self) -> JobSpec:
+        if self.space.bits is None:
+            return self
+        if self.space.scope == "prune":
+            raise ValueError(
+                "space.bits: scope prune decides no bits; use scope quantize or joint, or leave space.bits out"
+            )
+        bounds = [self.budget, *(one.budget for one in self.targets or ()), *[self.costs or ()]]
+        if {"packed_size", "packed_bytes"} & {key for keys in bounds for key in keys}:
+            raise ValueError(
+                "space.bits: a bound on packed bytes decides bits of weights by itself; leave that bound or space.bits "
+                "out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _front_has_costs(self) -> JobSpec:
         if self.objective != "pareto":
             if self.costs is not None:
@@ -212,7 +438,35 @@ class JobSpec(_Strict):
             raise ValueError('objective pareto needs a cost, e.g. "costs": ["latency", "size"]')
         if self.costs is not None and len(set(self.costs)) != len(self.costs):
             raise ValueError(f"costs: each only once, not {', '.join(self.costs)}")
+        if self.targets is not None and self.costs is not None:
+            on_each = sum(cost in ("latency", "energy") for cost in self.costs)
+            count = len(self.costs) + on_each * (len(self.targets) - 1)
+            if count > MOST_COSTS:
+                raise ValueError(
+                    f"costs: {', '.join(self.costs)} on {len(self.targets)} targets are {count} costs, as latency and "
+                    f"energy count on each; a front of more than {MOST_COSTS} takes too long to rank. Name fewer"
+                )
         return self
+
+    @model_serializer(mode="wrap")
+    def _document(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        # As it was asked for; jobs with one target are the same document as before there could be several.
+        for name in ("targets",) if self.targets is None else ("target", "budget"):
+            document.pop(name, None)
+        return document
+
+    @property
+    def places(self) -> tuple[TargetSpec, ...]:
+        """The targets with their budgets, of a job with one target that one."""
+        if self.targets is not None:
+            return self.targets
+        return (TargetSpec(name=self.target, budget=self.budget),)
+
+    def alone(self, place: int) -> JobSpec:
+        """The job as if it had this one of its targets only."""
+        own = self.places[place]
+        return self.model_copy(update={"target": own.name, "budget": own.budget, "targets": None})
 
     @property
     def priced(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,30 @@ import numpy as np
 from agents.fronts import make_front_agent
 from agents.objective import Objective
 from compressors import Compressed, save
-from compressors.exporter import export_onnx, save_onnx
 from compressors.loading import PLAN_FILE
-from compressors.packed import PACKED_FILE, pack_network, write_whole
-from evaluation.scoring import outputs_of
+from evaluation.promise import MACS_WEIGHT
 from evaluation.stopping import CONTENDERS
 from latency_tables import TableStore
 from latency_tables.errors import TrimtabError
-from latency_tables.table_target import runner
-from search_spaces import Budget, BudgetError, Evaluation, Policy, Pricer
+from search_spaces import Evaluation, Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.front import FrontAxes
 from service.context import JobContext, TrialRecord
-from service.file_results import measure_files
 from service.finalist_rounding import FinalistRounding, recipe_json
 from service.finalist_training import finetuned
 from service.finalists import Finalist, FinalistPicker
-from service.front_files import FOLDER, Member, export_member, front_json
+from service.front_files import Member
 from service.front_job import FrontProgress, axes_of
 from service.job_files import write_json, write_trials
+from service.job_prices import learn_job_prices, limits_of
+from service.job_report import job_report
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
-from service.packed_prices import baseline_size, packed_size
-from service.plugins import builder
-from service.price_setup import learn_prices
-from service.prices import Prices
-from service.provenance import prediction_notes
+from service.packed_prices import packed_size
+from service.plugins import agent_notes, builder
 from service.rank_offers import RankOffers, rank_notes
-from service.references import references_of
 from service.report_page import render
-from service.reporting import build_report
 from service.search_loop import SearchLoop, Trial
-from service.staircases import staircases
-
-# Fake quantization must agree with the exported file on this share of the search images.
-AGREEMENT = 0.995
 
 
 class SearchFailed(TrimtabError):
@@ -57,26 +47,6 @@ class SearchFailed(TrimtabError):
 
     slug = "search-failed"
     title = "The search found nothing"
-
-
-def limits_of(spec: JobSpec, prices: Prices) -> dict[str, float]:
-    """Absolute bounds of the job.
-
-    Raises:
-        BudgetError: the uncompressed network meets all of them already, and the job wants no front.
-    """
-    if not spec.budget:
-        return {}
-    limits = Budget.of(spec.budget).limits(prices.uncompressed)
-    met = all(prices.uncompressed[quantity] <= limit for quantity, limit in limits.items())
-    if met and spec.objective != "pareto":
-        have = ", ".join(
-            f"{q} {prices.uncompressed[q]:.6g} (bound {v:.6g})" for q, v in limits.items()
-        )
-        raise BudgetError(
-            f"the uncompressed network already meets the budget in full: {have}; lower a bound"
-        )
-    return limits
 
 
 def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
@@ -97,7 +67,10 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         context.weights_path,
         lambda name, text: context.stage(name, text),
         context.data_dir,
-        lambda target: RankOffers.of(spec, target, context.data_dir, context),
+        lambda one: replace(
+            RankOffers.of(one.spec, one.target, context.data_dir, context),
+            pin=one.pin(context.pin),
+        ),
     )
     space = setup.network.network_space.space
     pinned = context.pin("space", {"digest": space.digest})
@@ -112,18 +85,7 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     setup.compressor.rankings = {root: np.array(order) for root, order in pinned.items()}
     hidden = context.workdir / ".work"
     hidden.mkdir(parents=True, exist_ok=True)
-    prices = learn_prices(
-        setup.compressor,
-        setup.network.network_space,
-        setup.target,
-        context.data_dir,
-        hidden,
-        context.stage,
-        context.check,
-        spec.space.exclude,
-        spec.priced,
-        context.pin,
-    )
+    prices = learn_job_prices(setup, context, hidden)
     limits = limits_of(spec, prices)
     pricer = prices.pricer.with_limits(limits)
     pricer.require_reachable()
@@ -145,21 +107,23 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     )  # fmt: skip
     several = whole_front or spec.finetune.epochs
     finalists = picker.pick(trials, spec.finetune.finalists if several else 1)
-    rounding = FinalistRounding(setup) if spec.recipe.adaround else None
-    if rounding is not None:
-        for k, finalist in enumerate(finalists):
+    rounding = FinalistRounding(setup)
+    for k, finalist in enumerate(finalists):
+        if rounding.wants(finalist.compressed.plan):
             context.stage("finalists", "rounding adaptively", k, len(finalists))
             context.check()
-            finalists[k] = rounding.better(finalist, picker.pricer)
-    members, notes = _finish(spec, setup, finalists, context, hidden, limits.get(PACKED, math.inf))
+            finalists[k] = rounding.finalist(finalist, picker.pricer)
+    verb = "measured" if prices.measurable else "priced from its own kernels"
+    members, notes = _finish(
+        spec, setup, finalists, context, hidden, limits.get(PACKED, math.inf), verb
+    )
     winner = members[0]
-    rounded = rounding is not None and winner.policy.digest in rounding.kept
-    if rounding is not None:
-        notes += rounding.notes
-    notes += picker.kernels.notes
-    if picker.kernels.timed:
+    rounded = winner.policy.digest in rounding.kept
+    notes += [prices.said(k) + note for k, own in enumerate(picker.kernels) for note in own.notes]
+    timed = sum(own.timed for own in picker.kernels)
+    if timed:
         notes.append(
-            f"{picker.kernels.timed} kernels of finalists that were modelled during the search were timed"
+            f"{timed} kernels of finalists that were modelled during the search were timed"
         )
     if picker.repaired:
         notes.append(
@@ -169,10 +133,11 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     if picker.grown:
         notes.append(
             f"the winner was grown {picker.grown} times into what it left unused of the bounds, and scored and "
-            f"{'timed' if setup.target.can_measure else 'priced'} anew each time"
+            f"{'timed' if prices.measurable else 'priced'} anew each time"
         )
-    report = _report(
-        setup, prices, limits, trials, members, context, hidden, picker.pricer, axes,
+    report = job_report(
+        setup, prices, limits, trials, members, context, hidden, picker.pricer,
+        picker.corrections_on, axes, rounding,
         {
             "search_score": {
                 "winner": winner.evaluation.score, "interval": list(winner.evaluation.interval)
@@ -181,9 +146,10 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
             "hypervolume": progress.front.to_json(),
             "corrections": picker.corrections,
             "notes": [
-                *prediction_notes(setup.target, prices),
+                *prices.prediction_notes(),
                 *rank_notes(setup.network.network_space.whole),
                 *prices.notes,
+                *agent_notes(spec.agent, pricer.space),
                 *notes,
             ],
         },
@@ -207,7 +173,7 @@ def _search(
 ) -> tuple[list[Trial], list[TrialRecord]]:
     space = setup.network.network_space.space
     known = spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed
-    build = builder(spec.agent.name, context.plugins)
+    build = builder(spec.agent.name, context.plugins, spec.agent.published)
     if spec.objective == "pareto":
         agent = make_front_agent(*known, axes, build)
     else:
@@ -235,7 +201,7 @@ def _search(
         progress.tell(earlier)
     if len(earlier) < spec.agent.evaluations:
         context.stage("search", "starting evaluators", len(earlier), spec.agent.evaluations)
-        pool = context.pool(setup.scorer_builder(hidden))
+        pool = context.pool(setup.search_builder(hidden))
         try:
             loop.run(pool, spec.agent.evaluations, deadline)
         finally:
@@ -250,19 +216,25 @@ def _finish(
     context: JobContext,
     hidden: Path,
     packed_limit: float,
+    verb: str,
 ) -> tuple[list[Member], list[str]]:
     """The winner: by search score after fine-tuning, never by the test split. Of a front all, the winner first.
 
     Training moves a packed file's size a little; one that stays within its bound goes before one that does not.
     """
     notes = []
-    verb = "measured" if setup.target.can_measure else "priced from its own kernels"
     if not finalists[0].met:
         notes.append(
             f"no policy met the budget when its file was {verb}; the nearest is returned with its violation"
         )
     if not spec.finetune.epochs:
         return [_member(f, f.compressed, f.evaluation) for f in finalists], notes
+    if setup.promise is not None:
+        notes.append(
+            "the search went by minus the divergence plus "
+            f"{MACS_WEIGHT:g} ln(share of the multiply-accumulates), which tells better what training gives; "
+            "the scores of its trials hold both"
+        )
     builder = setup.scorer_builder(hidden)
     tuned, more = finetuned(setup, finalists, context.tuner(), builder, hidden, context.stage)
     # Finalists of a front stay in its order: the one that alone dominates most is first.
@@ -296,87 +268,6 @@ def _wanted(spec: JobSpec, finalist: Finalist, evaluation: Evaluation) -> tuple[
     drop = evaluation.top1_drop[0] if evaluation.top1_drop is not None else 1.0
     kept = drop <= (spec.max_drop or 0.0)
     return kept, -finalist.ratio if kept else -drop
-
-
-def _report(
-    setup: JobSetup,
-    prices: Prices,
-    limits: dict[str, float],
-    trials: list[Trial],
-    members: list[Member],
-    context: JobContext,
-    hidden: Path,
-    pricer: Pricer,
-    axes: FrontAxes,
-    extra: dict[str, Any],
-    begun: float,
-) -> dict[str, Any]:
-    context.stage("report", "exporting the winner and the references", 0, 0)
-    policy, compressed = members[0].policy, members[0].compressed
-    batch = setup.target.batch
-    artifact = context.workdir / setup.target.artifact_name
-    save_onnx(export_onnx(compressed.network, compressed.plan, batch), artifact)
-    files = {"baseline": prices.baseline, "compressed": artifact}
-    data = pack_network(compressed.network, compressed.plan)
-    write_whole({context.workdir / PACKED_FILE: data})
-    packed = {"baseline": baseline_size(setup.compressor), "compressed": len(data)}
-    macs = {
-        "baseline": round(prices.uncompressed["macs"]),
-        "compressed": round(pricer.costs(policy)["macs"]),
-    }
-    whole = prices.uncompressed["latency_ms"]
-    # As the search saw it, before any correction.
-    predicted = {"compressed": prices.pricer.costs(policy)["latency_ms"] / whole}
-    # An earlier attempt, or an earlier job in the same folder, may have left members that are none of this front.
-    shutil.rmtree(context.workdir / FOLDER, ignore_errors=True)
-    for member in members[1:]:
-        files[member.name], packed[member.name] = export_member(setup, member, context.workdir)
-        costs = prices.pricer.costs(member.policy)
-        macs[member.name] = round(pricer.costs(member.policy)["macs"])
-        predicted[member.name] = costs["latency_ms"] / whole
-    bounded = pricer
-    if setup.spec.objective == "pareto":
-        costs = pricer.costs(policy)
-        own = {q: costs[q] * pricer.margin(q) for q in axes.quantities}
-        bounded = pricer.with_limits({**pricer.limits, **own})
-        extra["notes"].append(
-            "references that keep a budget keep the predicted costs of the delivered member of the front"
-        )
-    references, why = references_of(setup, bounded)
-    for name, reference in references.items():
-        made = setup.compressor.compress(setup.network.network_space.choices(reference))
-        files[name] = hidden / f"{name}.onnx"
-        save_onnx(export_onnx(made.network, made.plan, batch), files[name])
-        packed[name] = packed_size(made)
-        costs = prices.pricer.costs(reference)
-        macs[name], predicted[name] = round(costs["macs"]), costs["latency_ms"] / whole
-    measured, compared = measure_files(
-        setup, prices, files, packed, macs, predicted, context.stage, context.check
-    )
-    extra["agreement"] = agreement(setup, compressed, artifact)
-    if extra["agreement"] < AGREEMENT:
-        extra["notes"].append(
-            f"the file and the scored network agree on {extra['agreement']:.4f} of the search images, "
-            f"less than {AGREEMENT}"
-        )
-    extra["notes"] += why
-    extra["staircases"] = staircases(setup.network.network_space, pricer, policy)
-    extra["wall_seconds"] = time.monotonic() - begun
-    if setup.spec.objective == "pareto":
-        extra["front"] = front_json(setup, prices, limits, axes, members, measured, compared)
-    report = build_report(
-        setup, prices, limits, trials, policy, compressed, measured, compared, extra
-    )
-    report["met_budget"] &= all(line["met_budget"] for line in extra.get("front", ()))
-    return report
-
-
-def agreement(setup: JobSetup, compressed: Compressed, artifact: Path) -> float:
-    """Share of the search images to which the exported file and the scored network give the same top-1."""
-    inputs = setup.search.inputs
-    scored = outputs_of(compressed.runnable(), inputs).argmax(1).numpy()
-    ran = runner(setup.target).run(artifact, np.ascontiguousarray(inputs.numpy())).argmax(1)
-    return float((scored == ran).mean())
 
 
 def _leave(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from latency_tables import Kernel, KernelUse, LatencyTable, TableStore, merge_uses
+from latency_tables.capabilities import Capabilities
 from latency_tables.energy import Metered
 from latency_tables.table_target import why_no_energy
 from search_spaces import CostModel, Policy, Pricer
-from search_spaces.budget import PACKED, bounds_packed
+from search_spaces.budget import BUDGET_KEYS, PACKED, bounds_packed
 from search_spaces.decision import DecisionKind
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
 from search_spaces.network_space import macs_model, size_model
@@ -53,6 +55,59 @@ def plan(
     setup = load_job(spec, sources, weights_path, data_dir=data_dir)
     network_space = setup.network.network_space
     space = network_space.space
+    places = [_on_target(setup.on(k), setup.common, data_dir) for k in range(len(setup.targets))]
+    first = places[0]
+    kinds = {kind.value: len(space.of_kind(kind)) for kind in DecisionKind}
+    seconds = {
+        key: sum(place["estimated_seconds"][key] for place in places)
+        for key in first["estimated_seconds"]
+    }
+    several = len(places) > 1
+    notes = [
+        f"{one.name}: {note}" if several else note
+        for one, place in zip(setup.targets, places, strict=True)
+        for note in place.pop("notes")
+    ]
+    found = {
+        "network": spec.model.source,
+        "target": first["target"],
+        "scope": spec.space.scope,
+        "decisions": [
+            {"id": d.id, "kind": d.kind.value, "values": list(d.values), "block": d.block}
+            for d in space.decisions
+        ],
+        "counts": kinds,
+        "combinations": space.size,
+        "left_out": [{"group": g, "reason": r} for g, r in sorted(network_space.left_out.items())],
+        "smallest": first["smallest"],
+        "uncompressed": {
+            "macs": sum(layer.macs for layer in network_space.structure.layers)
+            + sum(product.macs for product in network_space.structure.products)
+        },
+        "kernels": first["kernels"],
+        "estimated_seconds": seconds
+        | {"evaluations": _evaluation_seconds(setup) * spec.agent.evaluations},
+        "calibration_images": len(setup.calibration),
+        "search_images": len(setup.search),
+        "notes": [*notes, *rank_notes(network_space.whole)],
+    }
+    if spec.targets is not None:
+        found["targets"] = [
+            {"name": one.name, "budget": one.budget, "artifact": one.artifact, **place}
+            for one, place in zip(setup.targets, places, strict=True)
+        ]
+    return found
+
+
+def _on_target(setup: JobSetup, common: Capabilities, data_dir: Path) -> dict[str, Any]:
+    """What is known of the network on one target, and what would have to be timed.
+
+    Args:
+        setup: the job as this target sees it.
+        common: what all of the job's targets run.
+    """
+    network_space = setup.network.network_space
+    space = network_space.space
     begun = time.perf_counter()
     graphs = Graphs(setup.compressor, network_space, setup.target)
     policies = [space.uncompressed(), *sample_policies(network_space, _LOOKED_AT, seed=0)]
@@ -70,28 +125,14 @@ def plan(
         more = sample_policies(network_space, SAMPLES, seed=0)[_LOOKED_AT:]
         looked += [(policy, *graphs.of(network_space.choices(policy))) for policy in more]
         table = known_rows(store, target, _kernels(looked))
-    kinds = {kind.value: len(space.of_kind(kind)) for kind in DecisionKind}
     smallest, notes = (
-        _priced(setup, looked, table)
+        _priced(setup, common, looked, table)
         if enough
-        else _unpriced(setup, looked, f"{missing} of {len(uses)} kernels")
+        else _unpriced(setup, common, looked, f"{missing} of {len(uses)} kernels")
     )
     return {
-        "network": spec.model.source,
         "target": setup.target.spec,
-        "scope": spec.space.scope,
-        "decisions": [
-            {"id": d.id, "kind": d.kind.value, "values": list(d.values), "block": d.block}
-            for d in space.decisions
-        ],
-        "counts": kinds,
-        "combinations": space.size,
-        "left_out": [{"group": g, "reason": r} for g, r in sorted(network_space.left_out.items())],
         "smallest": smallest,
-        "uncompressed": {
-            "macs": sum(layer.macs for layer in network_space.structure.layers)
-            + sum(product.macs for product in network_space.structure.products)
-        },
         "kernels": {
             "known": len(uses) - missing,
             "missing_in_sample": missing,
@@ -102,16 +143,32 @@ def plan(
             "kernels": min(MEASURE_SECONDS, 3 * missing * _KERNEL_SECONDS)
             if target.can_measure
             else 0.0,
-            "evaluations": _evaluation_seconds(setup) * spec.agent.evaluations,
         },
-        "calibration_images": len(setup.calibration),
-        "search_images": len(setup.search),
         "notes": [
             *([graphs.note] if graphs.note else []),
-            *rank_notes(network_space.whole),
             *notes,
+            *out_of_reach(setup.spec.budget, smallest),
         ],
     }
+
+
+def out_of_reach(
+    budget: Mapping[str, float], smallest: Mapping[str, Mapping[str, float | None] | None]
+) -> list[str]:
+    """A note for each bound below the smallest value that is foreseen.
+
+    Args:
+        smallest: quantity to its ``value`` and the ``fraction`` of the uncompressed network's, None where unknown.
+    """
+    notes = []
+    for key, bound in budget.items():
+        quantity, absolute, factor = BUDGET_KEYS[key]
+        least = (smallest.get(quantity) or {}).get("value" if absolute else "fraction")
+        if least is not None and bound * factor < least:
+            notes.append(
+                f"budget {key} {bound:g} is out of reach: the smallest that is foreseen is {least:.4g}"
+            )
+    return notes
 
 
 def _evaluation_seconds(setup: JobSetup) -> float:
@@ -128,10 +185,10 @@ def _kernels(looked: list[Looked]) -> list[Kernel]:
 
 
 def _unpriced(
-    setup: JobSetup, looked: list[Looked], missing: str
+    setup: JobSetup, common: Capabilities, looked: list[Looked], missing: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Smallest MACs and size, exact to a percent; latency and energy need kernel times."""
-    found = _reached(Pricer(setup.network.network_space.space, _exact(setup, looked)))
+    found = _reached(Pricer(setup.network.network_space.space, _exact(setup, common, looked)))
     note = (
         f"{missing} are not in this host's table yet, so the smallest latency is unknown; the first job (or "
         "trimtab measure) times them"
@@ -140,7 +197,7 @@ def _unpriced(
 
 
 def _priced(
-    setup: JobSetup, looked: list[Looked], table: LatencyTable
+    setup: JobSetup, common: Capabilities, looked: list[Looked], table: LatencyTable
 ) -> tuple[dict[str, Any], list[str]]:
     """Smallest reachable value of each quantity, and what must be said about them.
 
@@ -160,7 +217,7 @@ def _priced(
     at = Sums.of(networks[0], rows)
     cost, _ = times.linear(at, rows)
     error = 0.0 if target.can_measure else times.error
-    models = _exact(setup, looked)
+    models = _exact(setup, common, looked)
     fitted = fit_latency(
         network_space, priced, lambda kernel: 1e3 * cost(kernel), table_error=error
     )
@@ -198,7 +255,7 @@ def _no_energy(setup: JobSetup) -> str:
     return "the table does not have it for enough of the kernels"
 
 
-def _exact(setup: JobSetup, looked: list[Looked]) -> dict[str, CostModel]:
+def _exact(setup: JobSetup, common: Capabilities, looked: list[Looked]) -> dict[str, CostModel]:
     """Quantities that need no kernel times."""
     network_space = setup.network.network_space
     models = {
@@ -209,7 +266,7 @@ def _exact(setup: JobSetup, looked: list[Looked]) -> dict[str, CostModel]:
         packed = learn_packed(
             setup.compressor,
             network_space,
-            setup.target.reduce_range,
+            common.reduce_range,
             lambda *_: None,
             lambda: None,
         )

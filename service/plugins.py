@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from latency_tables.errors import TrimtabError
-from service.job_spec import AGENTS, JobSpec
+from service.job_spec import AGENTS, AgentSpec, JobSpec
 from service.source_name import suggest
 
 if TYPE_CHECKING:
     from agents.registry import Build
+    from search_spaces.space import SearchSpace
 
 GROUP = "trimtab.agents"
 # Pattern that allows every plug-in.
@@ -95,7 +96,7 @@ def require_agent(spec: JobSpec, plugins: Sequence[Plugin]) -> None:
         plugins: as far as they are known; none are needed where the agent is one of Trimtab's own.
 
     Raises:
-        PluginError: there is no such agent, it cannot be used, or not for the job's objective.
+        PluginError: there is no such agent, or it cannot be used.
     """
     name = spec.agent.name
     if name in AGENTS:
@@ -108,15 +109,30 @@ def require_agent(spec: JobSpec, plugins: Sequence[Plugin]) -> None:
         )
     if (error := known[name].error) is not None:
         raise PluginError(f"the agent {name!r} of {known[name].distribution} is unusable: {error}")
-    if spec.objective == "pareto":
-        raise PluginError(f"the agent {name!r} of {known[name].distribution} searches for no front")
 
 
-def builder(name: str, allow: Sequence[str]) -> Build:
-    """The constructor of an agent, ours or a plug-in's. Raises PluginError, see ``load``."""
+def builder(name: str, allow: Sequence[str], published: bool | None = None) -> Build:
+    """The constructor of an agent, ours or a plug-in's.
+
+    Args:
+        published: of agents that have such a form; see ``AgentEntry.as_published``.
+
+    Raises:
+        PluginError: see ``load``.
+    """
     from agents.registry import AGENTS as OWN
 
-    return OWN[name].build if name in OWN else load(name, allow)
+    if name not in OWN:
+        return load(name, allow)
+    variants = OWN[name].as_published
+    return OWN[name].build if published is None or variants is None else variants(published)
+
+
+def agent_notes(agent: AgentSpec, space: SearchSpace) -> list[str]:
+    """For the report: in which of its forms an agent of ours ran, where it has two."""
+    from agents.registry import form_note
+
+    return form_note(agent.name, space, agent.published) if agent.name in AGENTS else []
 
 
 def load(name: str, allow: Sequence[str]) -> Build:

@@ -15,6 +15,7 @@ import numpy as np
 from compressors import Choices, Compressor, Plan
 from compressors.exporter import export_onnx, save_onnx
 from latency_tables import KernelUse, LatencyTable, Measurements, TableStore, Target
+from latency_tables.capabilities import Capabilities
 from latency_tables.energy import Metered
 from search_spaces import Policy
 from search_spaces.budget import PACKED, bounds_packed
@@ -53,7 +54,8 @@ def learn_prices(
     exclude: tuple[str, ...] = (),
     budget: Mapping[str, float] | None = None,
     pin: Callable[[str, dict[str, Any]], dict[str, Any]] = lambda _key, value: value,
-    measure_seconds: float = MEASURE_SECONDS,
+    measure_seconds: float | None = None,
+    common: Capabilities | None = None,
 ) -> Prices:
     """See the module's docstring.
 
@@ -64,6 +66,8 @@ def learn_prices(
         exclude: modules left as they are.
         budget: the job's; prices are most exact around its latency.
         pin: stores anchors and rows for later attempts at the same job, which must price alike.
+        measure_seconds: spent on kernels the table lacks; ``MEASURE_SECONDS`` where left out.
+        common: what the network may use, where it is not made for this target alone.
 
     Raises:
         MeasurementError, KernelError, ExportError: the target cannot run or time the network.
@@ -85,10 +89,12 @@ def learn_prices(
             require_costs(store, target, uses)
         sampled.append((policy, uses, size))
     graphs.save()
-    integer = Choices(integer=integer_layers(network_space, target, exclude))
+    common = target if common is None else common
+    integer = Choices(integer=integer_layers(network_space, common, exclude))
     integer_uses, _ = graphs.of(integer)
     every = [integer_uses, *(uses for _, uses, _ in sampled)]
-    table, failures = measure_missing(store, target, every, stage, check, measure_seconds)
+    seconds = MEASURE_SECONDS if measure_seconds is None else measure_seconds
+    table, failures = measure_missing(store, target, every, stage, check, seconds)
     notes += failures
     baseline = workdir / "baseline.onnx"
     whole = Plan(input_shape=tuple(compressor.images.shape[1:]), folded=compressor.folded_pairs)
@@ -152,7 +158,7 @@ def learn_prices(
         models[QUANTITY] = energy_fit.model
     packed = None
     if bounds_packed(budget):
-        packed = learn_packed(compressor, network_space, target.reduce_range, stage, check, pin)
+        packed = learn_packed(compressor, network_space, common.reduce_range, stage, check, pin)
         models[PACKED] = packed.model
     learned = Learned(
         network_space,

@@ -10,6 +10,7 @@ from typing import Any
 
 from service.blobs import Blobs
 from service.errors import ConflictError, DriverCrashed, NotFoundError, RuntimeUnavailable
+from service.job_spec import target_names
 from service.problems import problem_of
 from service.runtime import DriverState, Runtime
 from service.store import Store
@@ -147,8 +148,11 @@ class Reconciler:
         try:
             self._runtime.ensure()
             attempt = self._store.start_attempt(job.id, self._start_seconds)
-            model, target = job.spec["model"]["source"], job.spec["target"]
-            names = {"name": job.name or job.id, "model": model, "target": target}
+            names = {
+                "name": job.name or job.id,
+                "model": job.spec["model"]["source"],
+                "target": ", ".join(target_names(job.spec)),
+            }
             self._runtime.submit(job.id, attempt, names)
             _log.info("job %s: attempt %d", job.id, attempt)
         except (ConflictError, NotFoundError) as error:

@@ -18,6 +18,8 @@ from service.summary import (
     REFERENCE_NAMES,
     count,
     file_size,
+    latency_text,
+    met_text,
     millijoules,
     milliseconds,
     percent,
@@ -60,6 +62,7 @@ def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> st
         tiles=_tiles(report),
         columns=_columns(report),
         rows=_rows(report, limits),
+        targets=[_on_target(entry) for entry in report.get("targets") or []],
         layers=report.get("layers") or [],
         layer_chart=layer_chart(report.get("layers") or []),
         tone=tone,
@@ -115,7 +118,36 @@ def _source(value: Any) -> str:
     return str(value or "network")
 
 
+def _on_target(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of the table of targets: texts, and whether the budget is met there."""
+    drop, compressed = entry["accuracy_drop"], entry["compressed"]
+    energy = _get(compressed, "energy_mj", "value")
+    predicted = entry["met_by"] == "prediction"
+    return {
+        "name": entry["name"],
+        "kind": str(entry["provenance"]).partition(":")[0],
+        "budget": [
+            f"{key} \N{LESS-THAN OR EQUAL TO} {value:g}" for key, value in entry["budget"].items()
+        ],
+        "baseline": latency_text(entry["baseline"]["latency_ms"]),
+        "latency": latency_text(compressed["latency_ms"]),
+        "p90": "predicted"
+        if predicted
+        else f"p90 {milliseconds(_get(compressed, 'latency_ms', 'p90'))}",
+        "ratio": entry["latency_ratio"],
+        "accuracy": percent(compressed["accuracy"]),
+        "drop": f"{100 * drop['estimate']:.2f} points lost",
+        "energy": None if energy is None else millijoules(energy),
+        "size": file_size(compressed["size_bytes"]),
+        "file": entry["artifact"],
+        "met": entry["met_budget"],
+        "met_text": met_text(entry).split(", "),
+    }
+
+
 def _target_name(report: Mapping[str, Any]) -> str:
+    if report.get("targets"):
+        return ", ".join(str(entry["name"]) for entry in report["targets"])
     target = report.get("target")
     if isinstance(target, Mapping):
         return str(target.get("name") or target.get("spec") or "target")
@@ -149,10 +181,12 @@ def _tiles(report: Mapping[str, Any]) -> list[dict[str, str]]:
     tiles = []
     predicted = report.get("met_by") == "prediction"
     latency = ("Latency (predicted)", "predicted_p50") if predicted else ("Latency (p50)", "p50")
+    several = len(report.get("targets") or []) > 1
+    on = f", {report['targets'][0]['name']}" if several else ""
     known = _get(after, "energy_mj", "value") is not None
     energy = [("Energy, net", ("energy_mj", "value"), millijoules, "less")] if known else []
     for label, path, show, word in (
-        (latency[0], ("latency_ms", latency[1]), milliseconds, "faster"),
+        (latency[0] + on, ("latency_ms", latency[1]), milliseconds, "faster"),
         *energy,
         ("Accuracy", ("accuracy",), percent, ""),
         ("File size", ("size_bytes",), file_size, "smaller"),
@@ -337,6 +371,9 @@ def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     pairs: list[tuple[str, str]] = []
     for key in ("model", "data", "target", "budget", "agent", "seed", "evaluations"):
         pairs += _flat(key, report.get(key))
+    for entry in (report.get("targets") or [])[1:]:
+        for key in ("spec", "device_class", "table_digest", "machine", "budget"):
+            pairs += _flat(f"{entry['name']} {key}", entry.get(key))
     seconds = report.get("wall_seconds")
     if seconds is not None:
         pairs.append(("wall time", f"{seconds:.0f} s"))

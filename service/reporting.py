@@ -11,6 +11,7 @@ import numpy as np
 from compressors import Compressed
 from compressors.low_rank import last_factor
 from compressors.structure import inside
+from latency_tables import Target
 from search_spaces import Policy
 from search_spaces.pricing import UPPER_90
 from search_spaces.ranks import factored_macs
@@ -31,6 +32,11 @@ _PACKAGES = (
     "ray",
     "numpy",
 )
+
+# Null where they were not made.
+_REFERENCES = ("uniform_int8", "uniform_prune_int8")
+# Stands in for them where nothing runs in int8.
+_FLOAT_REFERENCE = "uniform_prune"
 
 
 def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list[dict[str, Any]]:
@@ -76,6 +82,34 @@ def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list
     return rows
 
 
+def target_json(target: Target, prices: Prices, compared: Comparison) -> dict[str, Any]:
+    """A target, where its latencies come from, and how well they were foreseen."""
+    return {
+        "name": target.name,
+        "measured": compared.measured,
+        "provenance": latency_provenance(target, prices.table),
+        "spec": target.spec,
+        "device_class": target.device_class,
+        "table_digest": prices.table.digest,
+        "table_rows": len(prices.table),
+        "machine": target.host().to_json(),
+        "anchors": prices.anchors.to_json(),
+        "modelled_share": prices.modelled_share,
+        "heldout_error": {
+            "mape": prices.fit.heldout_mape,
+            "worst": prices.fit.heldout_worst,
+            "policies": prices.fit.heldout,
+        },
+        "energy": None
+        if prices.energy is None or prices.energy_fit is None
+        else prices.energy.to_json()
+        | {
+            "heldout_mape": prices.energy_fit.heldout_mape,
+            "heldout_worst": prices.energy_fit.heldout_worst,
+        },
+    }
+
+
 def build_report(
     setup: JobSetup,
     prices: Prices,
@@ -94,7 +128,6 @@ def build_report(
     misses = {q: have[q] / limit - 1 for q, limit in limits.items() if have[q] > limit * (1 + 1e-9)}
     drop = drop_json(baseline, chosen)
     met = not misses and (spec.max_drop is None or drop["estimate"] <= spec.max_drop)
-    host = target.host()
     return {
         "name": spec.name,
         "model": {"source": spec.model.source, "weights": spec.model.weights},
@@ -104,30 +137,7 @@ def build_report(
             "search_split": setup.splits.source,
             "calibration_images": len(setup.calibration),
         },
-        "target": {
-            "name": target.name,
-            "measured": compared.measured,
-            "provenance": latency_provenance(target, prices.table),
-            "spec": target.spec,
-            "device_class": target.device_class,
-            "table_digest": prices.table.digest,
-            "table_rows": len(prices.table),
-            "machine": host.to_json(),
-            "anchors": prices.anchors.to_json(),
-            "modelled_share": prices.modelled_share,
-            "heldout_error": {
-                "mape": prices.fit.heldout_mape,
-                "worst": prices.fit.heldout_worst,
-                "policies": prices.fit.heldout,
-            },
-            "energy": None
-            if prices.energy is None or prices.energy_fit is None
-            else prices.energy.to_json()
-            | {
-                "heldout_mape": prices.energy_fit.heldout_mape,
-                "heldout_worst": prices.energy_fit.heldout_worst,
-            },
-        },
+        "target": target_json(target, prices, compared),
         "budget": spec.budget,
         "budget_limits": limits,
         "objective": spec.objective,
@@ -157,7 +167,7 @@ def build_report(
                 "latency_ratio": compared.ratios[name],
                 "energy_ratio": compared.energy_ratios.get(name),
             }
-            for name in ("uniform_int8", "uniform_prune_int8")
+            for name in (*_REFERENCES, *({_FLOAT_REFERENCE} & measured.keys()))
         },
         "met_budget": met,
         "met_by": "measurement" if compared.measured else "prediction",

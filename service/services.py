@@ -52,22 +52,19 @@ class Services:
         """Checks every name a job uses, without loading anything.
 
         Raises:
-            TrimtabError: an unknown or disallowed source, or an unknown agent, target or upload; a bound
-                on energy where the target never has any.
+            TrimtabError: an unknown or disallowed source, or an unknown agent, target or upload; one target
+                twice; a bound on energy where the target never has any.
         """
         from latency_tables.catalog import Catalog
-        from service.energy_bound import require_energy
+        from service.targets import job_targets
 
         catalog = Catalog.of(self.settings.data_dir)
         with named("model.source"):
             self.sources.check_model(spec.model.source)
         with named("data.source"):
             self.sources.check_data(spec.data.source)
-        with named("target"):
-            target = catalog.target(spec.target)
-        with named("budget"):
-            # Drivers of another cluster may run where there is a counter: they say so themselves.
-            require_energy(target, spec.priced, catalog, self.settings.ray_address == "embedded")
+        # Drivers of another cluster may run where there is an energy counter: they say so themselves.
+        job_targets(spec, catalog, self.settings.ray_address == "embedded", named)
         with named("agent.name"):
             require_agent(spec, () if spec.agent.name in AGENTS else self.plugins)
         if spec.model.weights is not None:

@@ -26,7 +26,48 @@ def side_by_side(report: Mapping[str, Any]) -> str:
     for label, show in _ROWS.items():
         rows.append([label, *(show(part) for part in columns.values())])
     lines = [aligned(rows, right=range(1, len(rows[0]))), "", outcome(report)]
-    return "\n".join(lines + front_lines(report.get("front") or []))
+    targets = report.get("targets") or []
+    return "\n".join(lines + target_lines(targets) + front_lines(report.get("front") or []))
+
+
+def target_lines(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the network takes on each of several targets, after a blank line; nothing where there is one target."""
+    if not targets:
+        return []
+    rows = [["target", "budget", "baseline", "latency", "of baseline", "accuracy", "size", "met"]]
+    for entry in targets:
+        rows.append(
+            [
+                str(entry["name"]),
+                budget_text(entry["budget"]),
+                *(latency_text(entry[side]["latency_ms"]) for side in ("baseline", "compressed")),
+                f"{entry['latency_ratio']['estimate']:.3f}",
+                percent(entry["compressed"]["accuracy"]),
+                file_size(entry["compressed"]["size_bytes"]),
+                met_text(entry),
+            ]
+        )
+    return ["", aligned(rows, right=range(2, 7))]
+
+
+def latency_text(latency: Mapping[str, float | None]) -> str:
+    """The measured median, or the predicted one, marked."""
+    if latency["p50"] is None:
+        return f"~{milliseconds(latency['predicted_p50'])}"
+    return milliseconds(latency["p50"])
+
+
+def budget_text(budget: Mapping[str, float]) -> str:
+    """The bounds in a few words."""
+    return ", ".join(f"{key} {value:g}" for key, value in budget.items()) or "none"
+
+
+def met_text(entry: Mapping[str, Any]) -> str:
+    """Whether one target's budget is met, or what is over it by how much."""
+    over = entry["violations"]
+    if over:
+        return ", ".join(f"{quantity} over by {100 * by:.1f} %" for quantity, by in over.items())
+    return "yes, by prediction" if entry["met_by"] == "prediction" else "yes"
 
 
 def front_lines(front: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -56,14 +97,16 @@ def front_lines(front: Sequence[Mapping[str, Any]]) -> list[str]:
 REFERENCE_NAMES = {
     "uniform_int8": "uniform int8",
     "uniform_prune_int8": "uniform prune + int8",
-    "uniform_prune": "uniform prune + int8",
+    "uniform_prune": "uniform prune",
 }
 
 
 def outcome(report: Mapping[str, Any]) -> str:
     """In one or two sentences: budget met or missed, faster or not, how much accuracy it cost."""
     met = report.get("met_budget")
-    budget = ", ".join(f"{k} {v:g}" for k, v in (report.get("budget") or {}).items()) or "none"
+    budget = budget_text(report.get("budget") or {})
+    if report.get("targets"):
+        budget = "; ".join(f"{t['name']}: {budget_text(t['budget'])}" for t in report["targets"])
     by = " by prediction, not measured" if report.get("met_by") == "prediction" else ""
     parts = [f"budget ({budget}) {'met' if met else 'missed'}{by}"]
     if report.get("not_faster"):
@@ -86,9 +129,13 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     lines = []
     decisions = plan.get("decisions") or []
     for key, value in plan.items():
-        if key == "decisions" or value in (None, [], {}):
+        if key in ("decisions", "targets") or value in (None, [], {}):
             continue
         lines.append(f"{key.replace('_', ' ')}: {_plain(value)}")
+    # The first is told above, as the only one would be.
+    for entry in (plan.get("targets") or [])[1:]:
+        for key in ("smallest", "kernels", "estimated_seconds"):
+            lines.append(f"{entry['name']} {key.replace('_', ' ')}: {_plain(entry[key])}")
     if decisions and isinstance(decisions[0], Mapping):
         rows = [["decision", "kind", "values"]]
         for decision in decisions:

@@ -50,8 +50,8 @@ def keep_unfinished(
         "state": state.value,
         "reason": dict(reason) if reason and state is JobState.FAILED else None,
         "name": row.name,
-        **{key: row.spec.get(key) for key in ("model", "data", "budget", "objective", "max_drop")},
-        "target": {"spec": row.spec.get("target")},
+        **{key: row.spec.get(key) for key in ("model", "data", "objective", "max_drop")},
+        **_asked(row.spec),
         "agent": row.spec["agent"]["name"],
         "seed": row.spec["agent"]["seed"],
         "evaluations": len(trials),
@@ -78,3 +78,15 @@ def keep_unfinished(
         Artifact(job=job, name=name, path=stored.path, size=stored.size, sha256=stored.sha256)
         for name, stored in kept
     ]
+
+
+def _asked(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Targets and budgets where a finished job's report has them."""
+    targets = spec.get("targets")
+    if targets is None:
+        return {"target": {"spec": spec.get("target")}, "budget": spec.get("budget")}
+    return {
+        "target": {"spec": targets[0]["name"]},
+        "budget": targets[0]["budget"],
+        "targets": [dict(target) for target in targets],
+    }

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,16 +47,50 @@ def _linear(
     return layer
 
 
-def _perceptron(inputs: int, hidden: int, generator: torch.Generator) -> nn.Sequential:
-    return nn.Sequential(
-        _linear(inputs, hidden, generator),
-        nn.ReLU(),
-        _linear(hidden, hidden, generator),
-        nn.ReLU(),
-        # Small, as in DDPG's paper (section 7): the first actions lie near 0.5 and the first values
-        # near 0.
-        _linear(hidden, 1, generator, bound=3e-3),
-    )
+class _Perceptron(nn.Sequential):
+    """Two hidden layers with ReLU and one output, and its gradients in closed form.
+
+    The networks are so small that recording and replaying their graph takes longer than the products: what autograd
+    would give, with the same products in the same order.
+    """
+
+    def __init__(self, inputs: int, hidden: int, generator: torch.Generator) -> None:
+        super().__init__(
+            _linear(inputs, hidden, generator),
+            nn.ReLU(),
+            _linear(hidden, hidden, generator),
+            nn.ReLU(),
+            # Small, as in DDPG's paper (section 7): the first actions lie near 0.5 and the first values
+            # near 0.
+            _linear(hidden, 1, generator, bound=3e-3),
+        )
+
+    @cached_property
+    def weights(self) -> list[Tensor]:
+        """Weight and bias of the three layers, in order; what they are is read and changed in place."""
+        return [weight.detach() for weight in self.parameters()]
+
+    def hidden(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs of both hidden layers and of the network, float32 [batch, ...]; inputs float32 [batch, inputs]."""
+        first, first_bias, second, second_bias, last, last_bias = self.weights
+        one = torch.addmm(first_bias, inputs, first.T).relu_()
+        two = torch.addmm(second_bias, one, second.T).relu_()
+        return one, two, torch.addmm(last_bias, two, last.T)
+
+    def backward(self, inputs: Tensor, one: Tensor, two: Tensor, slope: Tensor) -> list[Tensor]:
+        """Gradients of the weights, in order, of what changes with the output by ``slope`` float32 [batch, 1]."""
+        _, _, second, _, last, _ = self.weights
+        of_two = torch.ops.aten.threshold_backward(slope @ last, two, 0)
+        of_one = torch.ops.aten.threshold_backward(of_two @ second, one, 0)
+        slopes = zip((of_one, of_two, slope), (inputs, one, two), strict=True)
+        return [found for own, into in slopes for found in (own.T @ into, own.sum(dim=0))]
+
+    def by_last_input(self, one: Tensor, two: Tensor) -> Tensor:
+        """Slope of the output by the last input, float32 [batch, 1]."""
+        first, _, second, _, last, _ = self.weights
+        of_two = torch.ops.aten.threshold_backward(last.expand_as(two), two, 0)
+        of_one: Tensor = torch.ops.aten.threshold_backward(of_two @ second, one, 0)
+        return of_one @ first[:, -1:]
 
 
 class MovingAverage:
@@ -91,8 +127,9 @@ class Ddpg:
         self._settings = settings or DdpgSettings()
         generator = torch.Generator().manual_seed(seed)
         hidden = self._settings.hidden
-        self.actor = nn.Sequential(_perceptron(features, hidden, generator), nn.Sigmoid())
-        self.critic = _perceptron(features + 1, hidden, generator)
+        self._unbounded = _Perceptron(features, hidden, generator)
+        self.actor = nn.Sequential(self._unbounded, nn.Sigmoid())
+        self.critic = _Perceptron(features + 1, hidden, generator)
         self._slow_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self._slow_critic = copy.deepcopy(self.critic).requires_grad_(False)
         rates = self._settings.actor_rate, self._settings.critic_rate
@@ -102,11 +139,15 @@ class Ddpg:
         self._critic_adam = torch.optim.Adam(self.critic.parameters(), lr=rates[1], fused=True)
         self.baseline = MovingAverage(self._settings.baseline_rate)
 
-    @torch.no_grad()
     def act(self, state: Sequence[float]) -> float:
         """The actor's action, without noise, for one state."""
-        return float(self.actor(torch.tensor([state], dtype=torch.float32)))
+        found = np.array(state, dtype=np.float32)
+        weights = [weight.numpy() for weight in self._unbounded.weights]
+        for weight, bias in (weights[:2], weights[2:4]):
+            found = np.maximum(weight @ found + bias, 0.0)
+        return float(torch.sigmoid(torch.from_numpy(weights[4] @ found + weights[5])))
 
+    @torch.no_grad()
     def update(self, batch: Batch, scale: float = 1.0) -> None:
         """One step of critic, actor and target networks.
 
@@ -116,35 +157,34 @@ class Ddpg:
         advantage = (batch.rewards - self.baseline.update(float(batch.rewards.mean()))) / scale
         target = advantage
         if self._settings.discount:
-            with torch.no_grad():
-                later = self._value(
-                    self._slow_critic, batch.following, self._slow_actor(batch.following)
-                )
-                target = advantage + self._settings.discount * (1 - batch.last) * later
-        self._critic_adam.zero_grad()
-        error = nn.functional.mse_loss(
-            self._value(self.critic, batch.states, batch.actions), target
-        )
-        error.backward()  # type: ignore[no-untyped-call]
-        self._critic_adam.step()
+            following = torch.cat([batch.following, self._slow_actor(batch.following)], dim=1)
+            later = self._slow_critic(following)
+            target = advantage + self._settings.discount * (1 - batch.last) * later
+        inputs = torch.cat([batch.states, batch.actions], dim=1)
+        one, two, values = self.critic.hidden(inputs)
+        # Of the mean square.
+        slope = (values - target) * (2 / len(values))
+        self._step(self.critic, self._critic_adam, self.critic.backward(inputs, one, two, slope))
 
+        actor_one, actor_two, unbounded = self._unbounded.hidden(batch.states)
+        actions = unbounded.sigmoid_()
+        inputs = torch.cat([batch.states, actions], dim=1)
         # Gradients for the actor's weights alone: the critic only passes them on.
-        gain = self._value(self.critic, batch.states, self.actor(batch.states)).mean()
-        weights = list(self.actor.parameters())
-        for weight, gradient in zip(weights, torch.autograd.grad(-gain, weights), strict=True):
-            weight.grad = gradient
-        self._actor_adam.step()
+        climb = self.critic.by_last_input(*self.critic.hidden(inputs)[:2]) / -len(actions)
+        slope = torch.ops.aten.sigmoid_backward(climb, actions)
+        gradients = self._unbounded.backward(batch.states, actor_one, actor_two, slope)
+        self._step(self._unbounded, self._actor_adam, gradients)
 
         if self._settings.discount:
             self._follow(self._slow_actor, self.actor)
             self._follow(self._slow_critic, self.critic)
 
     @staticmethod
-    def _value(critic: nn.Module, states: Tensor, actions: Tensor) -> Tensor:
-        values: Tensor = critic(torch.cat([states, actions], dim=1))
-        return values
+    def _step(network: nn.Module, adam: torch.optim.Adam, gradients: Sequence[Tensor]) -> None:
+        for weight, gradient in zip(network.parameters(), gradients, strict=True):
+            weight.grad = gradient
+        adam.step()
 
-    @torch.no_grad()
     def _follow(self, slow: nn.Module, fast: nn.Module) -> None:
         for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
             old.lerp_(new, self._settings.tau)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,6 @@ from search_spaces.decision import DecisionKind
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.neighbours import Neighbours
 from search_spaces.policy import Policy
-from search_spaces.policy_indices import PolicyIndices
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 from search_spaces.walk import is_active
@@ -103,10 +103,13 @@ class DpAgent(SearchAgent):
             )  # is what the program minimises, bounded or not
         self._exact = largest_table(priced, sizes) <= TABLES
         self._exchanges = Exchanges(space, costs)
-        self._indices = PolicyIndices(space)
+        self._indices = pricer.views
         self._drawn = 0 if self._exact else int(DRAWN * evaluations)
         self._groups = _groups(space, int(PROBES * evaluations) if self._exact else 0)
         self._data: list[tuple[tuple[int, ...], float]] = []
+        # Damage and place in ``_data`` of what was told, the least damage first, and of that what keeps the bounds.
+        self._ranked: list[tuple[float, int]] = []
+        self._inside: list[tuple[float, int]] = []
         self._centre: tuple[int, ...] | None = None
         self._probed = 0
         self._solved = 0
@@ -161,7 +164,14 @@ class DpAgent(SearchAgent):
         if self._objective.kind is ObjectiveKind.LATENCY:
             assert outcome.top1_drop is not None  # Objective.reward asks for it
             damage = outcome.top1_drop[0]
-        self._data.append((tuple(int(i) for i in self._space.indices(executed)), damage))
+        self._add(tuple(self._indices.indices(executed).tolist()), damage)
+
+    def _add(self, indices: tuple[int, ...], damage: float) -> None:
+        ranked = (damage, len(self._data))
+        self._data.append((indices, damage))
+        insort(self._ranked, ranked)
+        if self._pricer.within(self._indices.policy(indices)):
+            insort(self._inside, ranked)
 
     def _probe(self) -> Policy | None:
         """The next policy with one group of decisions moved; None when all are probed."""
@@ -268,17 +278,19 @@ class DpAgent(SearchAgent):
         Decisions within dropped blocks are as in the best policy that keeps the block: taken back uncompressed, a
         block hardly ever fits.
         """
-        ranked = [np.array(row) for row, _ in sorted(self._data, key=lambda row: row[1])]
-        inside = [row for row in ranked if self._pricer.within(self._indices.policy(row))]
+        inside = self._inside
         if not inside:
             return None
         rank = 0 if expected else min(int(self._rng.geometric(0.5)) - 1, len(inside) - 1)
-        start = inside[rank].copy()
+        start = np.array(self._data[inside[rank][1]][0], dtype=np.int64)
         for block in self._space.of_kind(DecisionKind.BLOCK):
-            keeper = next((row for row in ranked if row[block] > 0), None)
-            if start[block] == 0 and keeper is not None:
+            if start[block] > 0:
+                continue
+            rows = (self._data[place][0] for _, place in self._ranked)
+            keeper = next((row for row in rows if row[block] > 0), None)
+            if keeper is not None:
                 within = [i for i, own in enumerate(self._space.block_of) if own == block]
-                start[within] = keeper[within]
+                start[within] = [keeper[i] for i in within]
         return start
 
     def _largest_drop(self, terms: CostModel, power: float) -> float:
@@ -309,7 +321,9 @@ class DpAgent(SearchAgent):
         }
 
     def _load(self, state: dict[str, Any]) -> None:
-        self._data = [(tuple(indices), float(damage)) for indices, damage in state["data"]]
+        self._data, self._ranked, self._inside = [], [], []
+        for indices, damage in state["data"]:
+            self._add(tuple(indices), float(damage))
         self._centre = None if state["centre"] is None else tuple(state["centre"])
         self._probed = int(state["probed"])
         self._solved = int(state["solved"])

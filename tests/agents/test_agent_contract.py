@@ -10,8 +10,6 @@ from agent_toys import small
 from agents import (
     AmcAgent,
     AmcSettings,
-    AutoAgent,
-    AutoSettings,
     CmaesAgent,
     DpAgent,
     EvolutionAgent,
@@ -187,16 +185,3 @@ class TestPpo(AgentContract):
     def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
         settings = PpoSettings(episodes=2, epochs=1, batch=8, hidden=4)
         return PpoAgent(pricer.space, pricer, seed, settings=settings)
-
-
-class TestAuto(AgentContract):
-    spaces = ("everything",)
-
-    def make(self, pricer: Pricer, evaluations: int, seed: int) -> Agent:
-        members: dict[str, Agent] = {
-            "dp": DpAgent(pricer.space, pricer, evaluations, seed),
-            "evolution": EvolutionAgent(pricer.space, pricer, evaluations, seed),
-            "cmaes": CmaesAgent(pricer.space, pricer, seed),
-        }
-        settings = AutoSettings(turns=("evolution", "cmaes", "dp"))
-        return AutoAgent(pricer.space, members, evaluations, settings)

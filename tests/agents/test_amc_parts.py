@@ -196,3 +196,31 @@ def test_replay_keeps_the_latest_episodes_and_ends_each() -> None:
     assert torch.equal(batch.last.flatten() == 1, second)
     assert torch.equal(batch.rewards, (batch.states // 10))
     assert torch.equal(batch.following.flatten(), batch.states.flatten() + (~second).float())
+
+
+def test_gradients_in_closed_form_are_those_of_autograd() -> None:
+    ddpg = Ddpg(3, 0, DdpgSettings(hidden=16, discount=0.0, baseline_rate=1.0))
+    rng = torch.Generator().manual_seed(1)
+    states, actions, rewards = (torch.rand(32, n, generator=rng) for n in (3, 1, 1))
+    error = (ddpg.critic(torch.cat([states, actions], 1)) - (rewards - rewards.mean()) / 0.5) ** 2
+    wanted = torch.autograd.grad(error.mean(), list(ddpg.critic.parameters()))
+    ddpg.update(Batch(states, actions, rewards, states, torch.ones(32, 1)), scale=0.5)
+    for weight, gradient in zip(ddpg.critic.parameters(), wanted, strict=True):
+        assert weight.grad is not None and bool(gradient.any())
+        torch.testing.assert_close(weight.grad, gradient)
+    # The actor climbed the critic that had just learned; its own step is one of Adam's rate.
+    taken = [weight.grad for weight in ddpg.actor.parameters()]
+    before = Ddpg(3, 0, DdpgSettings(hidden=16, discount=0.0)).actor
+    gain = ddpg.critic(torch.cat([states, before(states)], 1)).mean()
+    for found, gradient in zip(
+        taken, torch.autograd.grad(-gain, list(before.parameters())), strict=True
+    ):
+        assert found is not None and bool(gradient.any())
+        torch.testing.assert_close(found, gradient)
+
+
+def test_an_action_is_the_actors() -> None:
+    ddpg = Ddpg(3, 0)
+    state = [0.2, 0.9, 0.4]
+    with torch.no_grad():
+        assert ddpg.act(state) == pytest.approx(float(ddpg.actor(torch.tensor([state]))), abs=1e-7)

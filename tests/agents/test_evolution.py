@@ -96,3 +96,22 @@ def test_policies_do_not_repeat_while_others_are_near() -> None:
         seen.append(p.policy)
         agent.tell(p.id, p.policy, contract_evaluation(p.policy, pricer))
     assert len(set(seen)) > 12
+
+
+def test_a_mutation_goes_to_nearer_values_more_often() -> None:
+    pricer = contract_pricers()["joint"]
+    agent = EvolutionAgent(pricer.space, pricer, 20, 0)
+    position = max(range(len(pricer.space)), key=lambda i: len(pricer.space.decisions[i].values))
+    values = len(pricer.space.decisions[position].values)
+    start = [len(d.values) - 1 for d in pricer.space.decisions]
+    start[position] = 1
+    counts = np.zeros(values)
+    for _ in range(4000):
+        genome = list(start)
+        agent._mutate(genome, 1.0)
+        changed = [i for i, (a, b) in enumerate(zip(start, genome, strict=True)) if a != b]
+        assert len(changed) == 1
+        counts[genome[position]] += changed == [position]
+    weights = np.array([0.0 if v == 1 else 1 / abs(v - 1) for v in range(values)])
+    assert values >= 3 and counts[1] == 0
+    np.testing.assert_allclose(counts / counts.sum(), weights / weights.sum(), atol=0.06)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from agent_toys import ToyResNet
 
-from agents import AgentError, EvolutionSettings, agent_names
+from agents import AgentError, EvolutionSettings, Objective, RandomAgent, agent_names
 from agents.bound_span import BoundSpan
 from agents.contract import AgentContract, contract_pricers, drive
 from agents.front_evolution import FrontEvolutionAgent, anchors_of
@@ -16,7 +16,7 @@ from agents.front_optuna import FrontOptunaAgent
 from agents.front_sweep import SweptAgent
 from agents.fronts import make_front_agent
 from agents.protocol import Agent
-from search_spaces import Evaluation, Failure, Pricer
+from search_spaces import Evaluation, Failure, Pricer, SearchSpace
 from search_spaces.front import FrontAxes, RunningFront
 
 
@@ -103,6 +103,27 @@ def test_every_agent_searches_for_a_front_or_says_why_not() -> None:
         make_front_agent("haq", prune.space, prune, 4, 0, axes_of(prune))
     with pytest.raises(AgentError, match="unknown agent"):
         make_front_agent("nobody", prune.space, prune, 4, 0, axes_of(prune))
+
+
+def test_an_agent_of_others_is_swept() -> None:
+    pricer = contract_pricers()["two_bounds"]
+    made: list[Pricer] = []
+    seeds: list[int] = []
+
+    def build(space: SearchSpace, own: Pricer, evaluations: int, seed: int, _: Objective) -> Agent:
+        made.append(own)
+        seeds.append(seed)
+        return RandomAgent(space, own, seed)
+
+    agent = make_front_agent("mine", pricer.space, pricer, 60, 0, axes_of(pricer), build)
+    assert isinstance(agent, SweptAgent)
+    assert all(pricer.within(policy) for policy in drive(agent, pricer, 9))
+    assert len({tuple(own.limits.values()) for own in made}) == 3
+    # Members with one seed would draw alike; the job's seed says which they have.
+    assert len(set(seeds)) == 3
+    make_front_agent("mine", pricer.space, pricer, 60, 0, axes_of(pricer), build)
+    make_front_agent("mine", pricer.space, pricer, 60, 1, axes_of(pricer), build)
+    assert seeds[3:6] == seeds[:3] and not set(seeds[6:]) & set(seeds[:3])
 
 
 def test_a_sweep_gives_each_member_bounds_of_its_own() -> None:

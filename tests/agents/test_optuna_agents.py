@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from optuna.samplers import NSGAIISampler, TPESampler
 
 from agents import AgentError
 from agents.contract import contract_evaluation, contract_pricers, drive
@@ -21,6 +22,20 @@ def test_the_sampler_learns_what_was_executed(name: str) -> None:
     assert state == "COMPLETE"
     assert indices == space.indices(executed).tolist()
     assert value == pytest.approx(np.exp(contract_evaluation(executed, pricer).score))
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2"])
+def test_proposals_are_those_of_the_librarys_own_sampler(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pricer = contract_pricers()["joint"]
+    ours = drive(OptunaAgent(name, pricer.space, pricer, 50, 3), pricer, 36, ahead=3)
+    plain = {
+        "tpe": lambda seed, _: TPESampler(seed=seed, n_startup_trials=5, multivariate=True),
+        "nsga2": lambda seed, _: NSGAIISampler(seed=seed, population_size=10),
+    }
+    monkeypatch.setattr("agents.optuna_samplers.SAMPLERS", plain)
+    assert drive(OptunaAgent(name, pricer.space, pricer, 50, 3), pricer, 36, ahead=3) == ours
 
 
 def test_proposals_in_flight_are_running_trials_of_feasible_policies() -> None:

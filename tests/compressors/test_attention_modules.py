@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
+from collections import Counter
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
+from safetensors.torch import save_file
 from timm.models.edgenext import CrossCovarianceAttn
 from timm.models.xcit import XCA
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
-from compressors import prepare
+from compressors import Choices, Compressor, Skeleton, find_groups, prepare
 from compressors.attention_modules import replace_attention
 from compressors.covariance_attention import CovarianceAttention
+from compressors.errors import PlanError
+from compressors.exporter import export_onnx
+from compressors.loading import load
 from compressors.multihead_attention import MultiheadAttention
+from compressors.plan import Plan
 from compressors.pruner import drop_blocks
 from compressors.window_attention import WindowAttention, shift_mask
 
@@ -71,6 +80,39 @@ def test_multihead_attention_is_that_of_torch(
         expected = source(query, key, value, **masks(mask, 5, keys), **options)
     found = ours(query, key, value, **masks(mask, 5, keys), **options)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("width", [12, 10])
+def test_a_folder_with_the_names_of_torchs_attention_loads(
+    width: int, bias: bool, tmp_path: Path
+) -> None:
+    """Such folders were left before the module was replaced."""
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(12, 12)
+            self.attention = nn.MultiheadAttention(12, 3, bias=bias, kdim=width, vdim=width)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.attention(y, x[..., :width], x[..., :width])[0]  # type: ignore[no-any-return]
+
+    source = drawn(Attends())
+    plan = Plan(input_shape=(5, 12))
+    (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
+    save_file(source.state_dict(), tmp_path / "model.safetensors")
+    x = torch.randn(4, 5, 12)
+    loaded = load(Attends, tmp_path)
+    torch.testing.assert_close(loaded(x), source(x), rtol=1e-4, atol=1e-5)
+    assert "attention.in_proj_weight" not in loaded.state_dict()
+    # What is missing is still told.
+    state = source.state_dict()
+    del state["attention.out_proj.weight"]
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(PlanError, match=r"attention\.out_proj\.weight"):
+        load(Attends, tmp_path)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -184,6 +226,27 @@ def test_any_layer_of_torchs_transformers_can_be_left_out() -> None:
         for k, kept in enumerate(network.get_submodule("encoder.layers").children()):
             expected = expected if k == left_out else kept(expected)
         torch.testing.assert_close(shorter(x), expected)
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_torchs_transformer_layers_are_blocks_whose_files_lack_them(norm_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    network = prepare(drawn(nn.Sequential(encoder, nn.Flatten(), nn.Linear(60, 4))))
+    x = torch.randn(4, 5, 12)
+    compressor = Compressor(network, x, find_groups(network, x[:2])[0])
+    paths = [block.path for block in compressor.structure.blocks]
+    assert paths == [f"0.layers.{k}" for k in range(3)]
+    keep = {root: group.channels // 2 for root, group in compressor.groups.items()}
+    choices = Choices(keep, dropped=("0.layers.1",))
+    made = compressor.compress(choices)
+    file = export_onnx(made.network, made.plan, 4)
+    session = onnxruntime.InferenceSession(file.SerializeToString())
+    (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), made.network(x), rtol=1e-4, atol=1e-5)
+    cut = Skeleton(compressor, 4).model(choices)
+    operators = [Counter(node.op_type for node in m.graph.node) for m in (file, cut)]
+    assert operators[0] == operators[1] and operators[0]["LayerNormalization"] == 4
 
 
 def test_what_is_not_known_stays_and_what_is_shared_stays_shared() -> None:

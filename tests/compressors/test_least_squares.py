@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compressors.least_squares import PLENTY, RIDGE, _System, least_change
+from compressors.least_squares import _BLOCK, PLENTY, RIDGE, _gram, _System, least_change
 
 
 def made(problems: int, rows: int, features: int, outputs: int, seed: int = 0) -> list[Tensor]:
@@ -26,6 +26,20 @@ def test_plenty_of_rows_give_the_ridge_solution() -> None:
         torch.testing.assert_close(
             d.double(), torch.linalg.solve(gram + ridge, x.T @ r), rtol=1e-4, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("features", [2 * _BLOCK - 1, 2 * _BLOCK, 2 * _BLOCK + 7, 3 * _BLOCK])
+@pytest.mark.parametrize("problems", [1, 2])
+def test_gram_matrices_in_blocks_are_whole_below_the_diagonal(problems: int, features: int) -> None:
+    inputs, residual, _ = made(problems, 2000, features, 3)
+    wanted = inputs.double().mT @ inputs.double()
+    torch.testing.assert_close(_gram(inputs).double().tril(), wanted.tril(), rtol=1e-4, atol=1e-2)
+    found = least_change(inputs, residual)
+    assert found is not None
+    diagonal = wanted.diagonal(dim1=-2, dim2=-1)
+    diagonal += RIDGE * diagonal.mean(-1, keepdim=True)
+    solution = torch.linalg.solve(wanted, inputs.double().mT @ residual.double())
+    torch.testing.assert_close(found.double(), solution, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [12, 40])

@@ -27,6 +27,27 @@ from tests.networks import SHAPE, randomized
         ),
         (lambda q, k, v: torch.einsum("bhqc,bhkc->bhqk", q, k), 2 * 3 * 5 * 7 * 4),
         (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), 2 * 3 * 5 * 7 * (4 + 6)),
+        (lambda q, k, v: torch.matmul(q, other=k.mT), 2 * 3 * 5 * 7 * 4),
+        (lambda q, k, v: q.matmul(other=k.mT), 2 * 3 * 5 * 7 * 4),
+        (
+            lambda q, k, v: torch.bmm(input=q.flatten(0, 1), mat2=k.flatten(0, 1).mT),
+            2 * 3 * 5 * 7 * 4,
+        ),
+        (
+            lambda q, k, v: torch.baddbmm(
+                torch.ones(6, 5, 7), batch2=k.flatten(0, 1).mT, batch1=q.flatten(0, 1)
+            ),
+            2 * 3 * 5 * 7 * 4,
+        ),
+        (lambda q, k, v: torch.einsum("bhqc,bhkc->bhqk", [q, k]), 2 * 3 * 5 * 7 * 4),
+        (
+            lambda q, k, v: F.scaled_dot_product_attention(value=v, key=k, query=q),
+            2 * 3 * 5 * 7 * (4 + 6),
+        ),
+        (
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, value=v, attn_mask=None),
+            2 * 3 * 5 * 7 * (4 + 6),
+        ),
         (lambda q, k, v: torch.einsum("...c->...", q), 0),
         (lambda q, k, v: q * 2 + v.mean(), 0),
     ],

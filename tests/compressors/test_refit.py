@@ -19,6 +19,7 @@ from compressors.refit import (
     refittable,
     solve,
 )
+from compressors.refit_inputs import innermost, read_innermost, weight_innermost, weight_of
 from tests.networks import SHAPE, SMALL, mobile, randomized
 
 
@@ -43,6 +44,59 @@ def test_patches_are_what_the_convolution_reads(stride: int, kernel: int, groups
     torch.testing.assert_close(outputs_at(conv, out, rows, columns), picked)
     together = patches(conv, x, rows, columns).reshape(15, groups, -1)
     torch.testing.assert_close(together.transpose(0, 1), read)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("stride", [1, (2, 3)])
+@pytest.mark.parametrize("kernel", [1, 3, (5, 3)])
+@pytest.mark.parametrize("padding", [0, (2, 1)])
+def test_inputs_with_channels_innermost_are_the_same(
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int,
+) -> None:
+    conv = nn.Conv2d(4, 6, kernel, stride, padding, dilation)
+    x = torch.randn(3, 4, 13, 11).contiguous(memory_format=torch.channels_last)
+    out = conv(x)
+    rows = torch.randint(0, out.shape[2], (3, 5))
+    columns = torch.randint(0, out.shape[3], (3, 5))
+    assert innermost(conv, x)
+    before = x.clone()
+    read = read_innermost(conv, x, rows, columns)
+    got = read @ weight_innermost(conv).T + conv.bias
+    torch.testing.assert_close(got, outputs_at(conv, out, rows, columns), rtol=1e-4, atol=1e-5)
+    turned = read.view(15, *conv.kernel_size, 4).permute(0, 3, 1, 2).flatten(1)
+    assert torch.equal(turned, patches(conv, x, rows, columns))
+    # What is read is overwritten by the solver, what the network holds must not be.
+    read.zero_()
+    assert torch.equal(x, before)
+    assert torch.equal(weight_of(weight_innermost(conv), conv), conv.weight)
+
+
+def test_groups_and_other_layouts_are_read_in_the_order_of_the_weight() -> None:
+    x = torch.randn(2, 4, 6, 6)
+    assert not innermost(nn.Conv2d(4, 4, 3), x)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert innermost(nn.Conv2d(4, 4, 3), last)
+    assert not innermost(nn.Conv2d(4, 4, 3, groups=2), last)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_both_orders_solve_alike(bias: bool) -> None:
+    truth = nn.Conv2d(8, 16, 3, padding=1, bias=bias)
+    one = nn.Conv2d(8, 16, 3, padding=1, bias=bias)
+    other = nn.Conv2d(8, 16, 3, padding=1, bias=bias)
+    other.load_state_dict(one.state_dict())
+    x = torch.randn(60, 8, 6, 6).contiguous(memory_format=torch.channels_last)
+    rows, columns = torch.randint(0, 6, (2, 60, 10))
+    with torch.no_grad():
+        wanted = outputs_at(truth, truth(x), rows, columns)
+        assert solve(one, patches_of_groups(one, x, rows, columns), wanted)
+        assert solve(other, read_innermost(other, x, rows, columns)[None], wanted, True)
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-5)
+    if bias:
+        torch.testing.assert_close(one.bias, other.bias, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (3, 7, 6), (3, 4, 5, 6), (12, 7, 6)])

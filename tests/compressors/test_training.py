@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from compressors import Choices, Compressed, Compressor, find_groups, prepare
@@ -20,6 +22,7 @@ from compressors.finetuning import (
     STATE_FILE,
     Finetuning,
     Recipe,
+    cannot_fade,
     finetune,
 )
 from compressors.schedule import cosine_rates, cubic_shares, folded_rate, peak_rate
@@ -29,6 +32,13 @@ from tests.networks import SHAPE, PadResNet, mobile, pooled, randomized
 
 IMAGES = torch.randn((96, *SHAPE), generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(96) % 5
+
+
+def small_vit() -> nn.Module:
+    """Two pre-norm transformer layers on [1, 8, 8]."""
+    return VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=5, embed_dim=16, depth=2, num_heads=2
+    )
 
 
 def images() -> TensorImages:
@@ -134,6 +144,47 @@ def test_feature_loss_compares_maps_or_attention() -> None:
     assert float(feature_loss([a], [-a])) == pytest.approx(4, rel=1e-5)
     # Attention knows neither the sign nor the number of channels.
     assert float(feature_loss([torch.cat([a, a], 1)], [-a])) == pytest.approx(0, abs=1e-6)
+
+
+def test_channels_are_where_maps_differ() -> None:
+    """Tokens [n, tokens, channels] and maps [n, H, W, channels] have them last."""
+    a = torch.randn(4, 3, 3, 6, generator=torch.Generator().manual_seed(0))
+    assert float(feature_loss([torch.cat([a, a], 3)], [-a])) == pytest.approx(0, abs=1e-6)
+    tokens = a.flatten(1, 2)
+    wide = torch.cat([tokens, torch.zeros(4, 9, 2)], 2)
+    assert float(feature_loss([wide], [tokens])) == pytest.approx(0, abs=1e-6)
+    other = torch.cat([tokens, torch.ones(4, 9, 2)], 2)
+    assert float(feature_loss([other], [tokens])) > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 3, 4), (2, 6, 3, 3), (4, 6, 9), (4, 5, 4, 3)])
+def test_maps_that_differ_in_more_than_their_channels_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(TrainingError, match="leave features out"):
+        feature_loss([torch.zeros(4, 5, 3, 3)], [torch.zeros(shape)])
+
+
+def test_features_of_a_transformer_whose_stream_was_pruned(tmp_path: Path) -> None:
+    """Its maps are tokens; a search may take channels out of all of them."""
+    original = prepare(randomized(small_vit()))
+    x = torch.randn((32, 1, 8, 8), generator=torch.Generator().manual_seed(2))
+    groups, _ = find_groups(original, x[:2])
+    compressor = Compressor(original, x, groups)
+    start = compressor.compress(Choices({g.root: g.channels // 2 for g in groups}), refit=False)
+    with torch.no_grad(), tapped(start.network, feature_paths(compressor.structure)) as ours:
+        start.network(x[:2])
+    assert [tuple(y.shape) for y in ours] == [(2, 17, 8)]
+    recipe = Recipe(1, batch=16, features=1.0, hard=0.0, augment="none")
+    with_features, without = (
+        Finetuning(
+            compressor, start, TensorImages(x, LABELS[:32]), replace(recipe, features=weight),
+            tmp_path / str(weight),
+        )
+        for weight in (1.0, 0.0)
+    )  # fmt: skip
+    finetune(with_features, lambda _e, _n: None)
+    finetune(without, lambda _e, _n: None)
+    assert with_features.feature_paths == ("blocks.1",) and without.feature_paths == ()
+    assert with_features.loss > without.loss + 1e-3
 
 
 def test_features_are_tapped_at_the_end_of_every_resolution_dropped_or_not() -> None:
@@ -359,6 +410,41 @@ def test_the_original_and_the_start_stay_as_they_were(tmp_path: Path) -> None:
         assert all(torch.equal(old[name], new[name]) for name in old)
 
 
-def test_plain_chains_have_no_features_to_match() -> None:
+def test_chains_are_tapped_behind_the_norm_of_the_last_convolution_of_every_resolution() -> None:
     network = prepare(randomized(pooled()))
-    assert feature_paths(analyse(network, example_input(SHAPE))) == ()
+    compressor = Compressor(network, example_input(SHAPE, 16), [])
+    paths = feature_paths(compressor.structure, compressor.folded_pairs)
+    assert paths == ("0", "4")  # 4 is the norm of 3
+    # The same maps in the network with its norms and in the teacher, which has them folded.
+    with torch.no_grad(), tapped(network, paths) as ours:
+        network(IMAGES[:2])
+    with torch.no_grad(), tapped(compressor.folded, paths) as theirs:
+        compressor.folded(IMAGES[:2])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_networks_without_maps_have_no_features_to_match() -> None:
+    network = prepare(nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 3)))
+    structure = analyse(network, torch.zeros(2, 3, 8, 8))
+    assert feature_paths(structure) == ()
+
+
+def test_channels_do_not_fade_where_a_norm_mixes_them(tmp_path: Path) -> None:
+    original = prepare(randomized(small_vit()))
+    x = torch.randn((16, 1, 8, 8), generator=torch.Generator().manual_seed(2))
+    groups, _ = find_groups(original, x[:2])
+    compressor = Compressor(original, x, groups)
+    # The stream passes the norms, the widths of the two-layer networks do not.
+    whole = compressor.compress(Choices({g.root: g.channels // 2 for g in groups}), refit=False)
+    inner = {g.root: g.channels // 2 for g in groups if g.root.endswith("fc1")}
+    widths = compressor.compress(Choices(inner), refit=False)
+    assert "norm" in (cannot_fade(compressor, whole) or "")
+    assert cannot_fade(compressor, widths) is None
+    data = TensorImages(x, LABELS[:16])
+    with pytest.raises(TrainingError, match="norm"):
+        Finetuning(compressor, whole, data, Recipe(2, gradual=True), tmp_path / "a")
+    recipe = Recipe(2, batch=8, gradual=True, augment="none")
+    finetuning = Finetuning(compressor, widths, data, recipe, tmp_path / "b")
+    made = finetune(finetuning, lambda _e, _n: None)
+    assert made.network(x).shape == (16, 5)

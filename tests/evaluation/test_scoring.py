@@ -135,6 +135,18 @@ def test_a_builder_makes_an_equal_scorer_from_a_file(tmp_path: Path) -> None:
     assert again.score(policy).score == pytest.approx(made.score(policy).score, abs=1e-6)
 
 
+def test_a_builder_does_not_run_the_original_again(tmp_path: Path) -> None:
+    made, compressor, examples = scorer()
+    images = tmp_path / "images.safetensors"
+    calibration = Examples(compressor.images, torch.zeros(64, dtype=torch.int64))
+    save_images(images, calibration, examples, made.reference)
+    again = ScorerBuilder(compressor.original, made._space, images)()
+    # No network is left to run it with.
+    again.compressor.folded = torch.nn.Identity()
+    assert torch.equal(again.reference, made.reference)
+    assert torch.equal(again.sample.order, made.sample.order)
+
+
 def test_a_policy_is_scored_as_its_file_computes_it(tmp_path: Path) -> None:
     made, _, examples = scorer()
     space = made._space.space

@@ -42,6 +42,10 @@ def test_changes_are_differences_of_prices(seed: int, sizes: list[int], factors:
         price = model.price(here[None])[0]
         np.testing.assert_allclose(cost, price, rtol=1e-12, atol=1e-12)
         np.testing.assert_allclose(change, model.price(others) - price, rtol=1e-9, atol=1e-12)
+    # Others are looked up together as each is alone, to the last digit.
+    for row, cost, change in zip(others, *near.at(others), strict=True):
+        alone = near.at(row)
+        assert cost.tolist() == alone[0].tolist() and change.tolist() == alone[1].tolist()
     # What stays as it is changes nothing, to the last digit: walks look for changes that are free.
     assert not changes[:, near.first + here].any()
 

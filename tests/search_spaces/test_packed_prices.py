@@ -16,6 +16,7 @@ from latency_tables import parse_target
 from search_spaces import BudgetError, CostModel, Decision, DecisionKind, Policy, Pricer
 from search_spaces.decision import LayerFeatures
 from search_spaces.distortion import lost_energy
+from search_spaces.errors import SpaceError
 from search_spaces.network_space import NetworkSpace, build_space, macs_model
 from search_spaces.packed_decisions import FLOAT_BITS, KEPT_PERCENT, WEIGHT_BITS
 from search_spaces.packed_model import packed_model, packed_samples
@@ -59,7 +60,11 @@ def case() -> Case:
 
 
 def layer_of(compressor: Compressor, path: str) -> nn.Conv2d | nn.Linear:
-    module = compressor.folded.get_submodule(path)
+    return layer_of_network(compressor.folded, path)
+
+
+def layer_of_network(network: nn.Module, path: str) -> nn.Conv2d | nn.Linear:
+    module = network.get_submodule(path)
     assert isinstance(module, nn.Conv2d | nn.Linear)
     return module
 
@@ -198,3 +203,48 @@ def test_lost_energy_is_that_of_normal_weights() -> None:
         )
         assert lost == pytest.approx(best, rel=0.2)
     assert not lost_energy(Decision("a:channels", DecisionKind.CHANNELS, (4, 8))).any()
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 4)])
+def test_zeros_in_a_pattern_are_decided_applied_and_priced(
+    case: Case, pattern: tuple[int, int]
+) -> None:
+    kept, of = pattern
+    built = build_space(
+        case.compressor.folded, example_input(SHAPE), TARGET, packed=True, pattern=pattern
+    )
+    space = built.space
+    zeros = [space.decisions[i] for i in space.of_kind(DecisionKind.SPARSITY)]
+    assert {d.values for d in zeros} == {(100 * kept // of, 100)}
+    # The first convolution reads three channels, fewer than the pattern is long.
+    layers = {layer.path: layer for layer in built.structure.layers}
+    assert "stem" in layers and layers["stem"].in_channels == 3
+    assert "stem" not in {d.module for d in zeros} and len(zeros) > 3
+    wanted = space.policy({d.id: d.values[0] for d in zeros})
+    choices = built.choices(wanted)
+    assert choices.patterns == {d.module: pattern for d in zeros} and not choices.sparsity
+    assert not built.choices(space.uncompressed()).patterns
+    partial = Case(case.compressor, built, [], CostModel(0.0, ()))
+    made = case.compressor.compress(choices, refit=False, quick=True)
+    for decision in zeros:
+        weight = layer_of_network(made.network, decision.module).weight.detach()
+        inputs = weight.shape[1] // of * of
+        groups = (weight[:, :inputs] != 0).unflatten(1, (-1, of)).sum(2)
+        assert int(groups.max()) == kept
+    rates = {path: rates_of(layer_of(case.compressor, path)) for path in layers}
+    sizes = [(policy, partial.size(policy)) for policy in packed_samples(built, 10, seed=0)]
+    model = packed_model(built, rates, sizes)
+    pricer = Pricer(space, {"packed_bytes": model})
+    share = pricer.costs(wanted)["packed_bytes"] / partial.size(wanted)
+    assert share == pytest.approx(1, abs=0.12)
+    assert (
+        pricer.costs(wanted)["packed_bytes"]
+        < 0.9 * pricer.costs(space.uncompressed())["packed_bytes"]
+    )
+
+
+@pytest.mark.parametrize("pattern", [(1, 3), (4, 4), (0, 4), (3, 2), (1, 0)])
+def test_patterns_that_cannot_be(case: Case, pattern: tuple[int, int]) -> None:
+    folded = case.compressor.folded
+    with pytest.raises(SpaceError, match="choose a pattern"):
+        build_space(folded, example_input(SHAPE), TARGET, packed=True, pattern=pattern)

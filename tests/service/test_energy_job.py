@@ -16,10 +16,12 @@ from latency_tables import TableStore
 from latency_tables.exclusive import HostToken
 from latency_tables.ort import OrtTarget
 from search_spaces import BudgetError, Evaluation
+from search_spaces.front import FrontAxes
 from search_spaces.latency_model import sample_policies
 from service.energy_costs import PowerModel
 from service.file_results import measure_files
 from service.finalists import FinalistPicker
+from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.price_setup import learn_prices
@@ -94,7 +96,10 @@ def job(
     target = OrtTarget(token=HostToken(folder / "token" / "host.lock"), powercap=powercap)
     if not target.can_measure:
         pytest.skip("not an x86 machine")
-    setup = replace(setup, target=target, spec=spec.model_copy(update={"budget": BUDGET}))
+    spec = spec.model_copy(update={"budget": BUDGET})
+    setup = replace(
+        setup, spec=spec, targets=(replace(setup.targets[0], spec=spec, target=target),)
+    )
     pinned: dict[str, Any] = {}
 
     def pin(key: str, value: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +140,10 @@ def test_the_winner_is_metered_beside_the_uncompressed_network(
     setup, prices, _ = job
     limits = {"energy_mj": 0.7 * prices.uncompressed["energy_mj"]}
     store = TableStore(tmp_path / "tables")
-    picker = FinalistPicker(setup, prices, limits, tmp_path, lambda: None, lambda *_: None, store)
+    on_targets = JobPrices.of(setup.targets, [prices])
+    picker = FinalistPicker(
+        setup, on_targets, limits, tmp_path, lambda: None, lambda *_: None, store
+    )
     scorer = setup.scorer()
     trials = []
     for k, policy in enumerate(sample_policies(setup.network.network_space, 2, seed=5)):
@@ -155,6 +163,23 @@ def test_the_winner_is_metered_beside_the_uncompressed_network(
     assert energy["provenance"] == "measured" and "RAPL" in energy["source"]
     assert 0 < energy["value"] < energy["gross"]
     assert compared.energy_ratios["baseline"] == 1.0
+
+
+def test_members_of_a_front_are_metered_where_energy_is_a_cost_of_it(
+    job: tuple[JobSetup, Prices, dict[str, Any]], tmp_path: Path
+) -> None:
+    setup, prices, _ = job
+    (policy,) = sample_policies(setup.network.network_space, 1, seed=5)
+    metered = {}
+    for costs in (("latency_ms", "energy_mj"), ("latency_ms",)):
+        picker = FinalistPicker(
+            setup, JobPrices.of(setup.targets, [prices]), {}, tmp_path, lambda: None,
+            lambda *_: None, TableStore(tmp_path / "tables"), FrontAxes.of(prices.pricer, costs),
+        )  # fmt: skip
+        found = picker.measure(policy).costs
+        assert found.quantities["energy_mj"] > 0
+        metered[costs] = "energy_mj" not in found.margins
+    assert list(metered.values()) == [True, False]
 
 
 def test_without_a_counter_the_job_is_refused_at_its_start(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from service.anchors import Anchors, Sums
 from service.demo_networks import train_digits_cnn
 from service.finalist_kernels import FinalistKernels
 from service.finalists import FinalistPicker
+from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.kernel_rows import Rows
@@ -70,7 +71,8 @@ def picker_of(
 ) -> FinalistPicker:
     limits = {"latency_ms": share * prices.uncompressed["latency_ms"]}
     store = TableStore(folder / "tables")
-    return FinalistPicker(job[0], prices, limits, folder, lambda: None, lambda *_: None, store)
+    on_targets = JobPrices.of(job[0].targets, [prices])
+    return FinalistPicker(job[0], on_targets, limits, folder, lambda: None, lambda *_: None, store)
 
 
 def trials_within(picker: FinalistPicker, setup: JobSetup, count: int) -> list[Trial]:

@@ -118,6 +118,40 @@ def test_killing_the_driver_goes_on_from_the_recorded_trials(
     assert kinds.count("attempt") == 2 and kinds.count("trial") == 3
 
 
+def test_a_whole_front_is_found_by_evaluators_on_ray(server: Server, tmp_path: Path) -> None:
+    """The real pipeline: model-guided search, files and report, all by way of the server."""
+    front = {
+        "name": "whole",
+        "target": "sim-bitfusion",
+        "budget": {"latency": 0.9},
+        "objective": "pareto",
+        "costs": ["latency", "energy"],
+        "space": {"scope": "quantize"},
+        "agent": {"name": "auto", "evaluations": 24},
+        "finetune": {"finalists": 2},
+        "search_images": 64,
+    }
+    job = str(server.client.submit(SPEC | front)["id"])
+    ended = server.wait(job)
+    assert ended["state"] == "succeeded", ended["reason"]
+    report = ended["report"]
+    trials = list(server.client.trials(job))
+    assert [trial["number"] for trial in trials] == list(range(24))
+    limit = report["budget_limits"]["latency_ms"]
+    assert all(t["evaluation"]["costs"]["latency_ms_upper"] <= limit * (1 + 1e-6) for t in trials)
+    curve = server.client.hypervolume(job)
+    assert curve == report["hypervolume"]
+    assert curve["quantities"] == ["latency_ms", "energy_mj"] and curve["final"] > 0
+    listed = {item["number"] for item in server.client.policies(job)}
+    members = report["front"]
+    assert len(members) == 2 and len(listed) >= 2
+    server.client.fetch(job, tmp_path)
+    for member in members:
+        assert (tmp_path / member["artifact"]).stat().st_size == member["size_bytes"]
+        assert member["energy_mj"]["value"] > 0 and member["met_budget"]
+    assert not report["met_by"] or report["met_by"] == "prediction"
+
+
 def test_ray_asks_for_its_token_and_shows_the_job(server: Server) -> None:
     assert server.dashboard("/api/jobs/", token="wrong").status_code in (401, 403)
     job = server.submit("fail")

@@ -11,21 +11,24 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 import trimtab
 from agents.uniform import uniform_policy
 from compressors.packed import PACKED_FILE, unpack
 from latency_tables import TableStore
+from search_spaces.decision import DecisionKind
 from search_spaces.packed_decisions import WEIGHT_BITS
 from service.demo_networks import digits_cnn
 from service.finalists import FinalistPicker
+from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.local_context import LocalContext
 from service.packed_prices import packed_size
 from service.pipeline import run_job
-from service.planning import plan
+from service.planning import out_of_reach, plan
 from service.price_setup import learn_prices
 from service.prices import Prices
 from service.references import references_of
@@ -148,6 +151,90 @@ def test_prices_too_low_do_not_make_the_reference_miss_the_bound(
     assert packed_size(made) <= limit
 
 
+def test_a_plan_says_which_bounds_are_out_of_reach() -> None:
+    smallest: dict[str, dict[str, float | None] | None] = {
+        "latency_ms": None,
+        "packed_bytes": {"value": 1387.0, "fraction": 0.0053},
+        "macs": {"value": 2112.0, "fraction": 0.025},
+    }
+    budget = {"latency": 0.1, "packed_size": 0.001, "packed_bytes": 1400, "macs_count": 2000}
+    notes = out_of_reach(budget, smallest)
+    assert [note.split()[1] for note in notes] == ["packed_size", "macs_count"]
+    assert "0.0053" in notes[0] and "2112" in notes[1]
+
+
+def test_a_job_chooses_where_zeros_lie() -> None:
+    setup = load_job(spec_of(space={"zeros": "2:4", "scope": "prune"}), Sources(), None)
+    network_space = setup.network.network_space
+    zeros = [
+        network_space.space.decisions[i] for i in network_space.space.of_kind(DecisionKind.SPARSITY)
+    ]
+    assert {d.values for d in zeros} == {(50, 100)}
+    choices = network_space.choices(network_space.space.policy({zeros[0].id: 50}))
+    assert choices.patterns == {zeros[0].module: (2, 4)}
+    compressed = setup.compressor.compress(choices)
+    assert compressed.zeros.keys() == {zeros[0].module}
+    assert 0.45 < float(compressed.zeros[zeros[0].module].float().mean()) < 0.55
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"space": {"zeros": "2:4"}, "budget": {"latency": 0.5}}, "needs a bound on packed bytes"),
+        ({"space": {"zeros": "2:4", "scope": "quantize"}}, "decides no zeros"),
+        ({"space": {"zeros": "5:4"}}, "zeros"),
+    ],
+)
+def test_zeros_that_no_job_can_have(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        spec_of(**changes)
+
+
+def test_a_reference_that_is_no_uniform_one_says_so(
+    learned: tuple[JobSetup, Prices], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, prices = learned
+    limit = 0.2 * prices.uncompressed["packed_bytes"]
+    # As if no file of any width had turned out small enough.
+    monkeypatch.setattr("service.references._CORRECTIONS", 0)
+    bounded = prices.pricer.with_limits({"packed_bytes": limit})
+    found, notes = references_of(setup, bounded)
+    assert bounded.within(found["uniform_prune_int8"])
+    assert notes == [
+        "no single bit width at any keep ratio meets the budget; uniform prune + int8 was lowered further, "
+        "one decision at a time"
+    ]
+
+
+@pytest.mark.parametrize("key", ["packed_bytes", "macs"])
+def test_pruning_alone_is_held_against_one_keep_ratio(
+    key: str, tmp_path: Path, data_dir: Path
+) -> None:
+    """Under a bound on the packed file no zeros are among it, as none are under other bounds."""
+    bound = {"packed_size": 0.4} if key == "packed_bytes" else {"macs": 0.4}
+    setup = load_job(spec_of(space={"scope": "prune"}, budget=bound), Sources(), None)
+    prices = learn_prices(
+        setup.compressor, setup.network.network_space, setup.target, data_dir, tmp_path,
+        lambda *_: None, lambda: None, budget=bound,
+    )  # fmt: skip
+    space, limit = setup.network.network_space.space, 0.4 * prices.uncompressed[key]
+    bounded = prices.pricer.with_limits({key: limit})
+    found, notes = references_of(setup, bounded)
+    assert list(found) == ["uniform_prune"]
+    policy = found["uniform_prune"]
+    kept = {d.kind: d.largest for d in space.decisions}
+    zeros = {v for d, v in zip(space.decisions, policy.values) if d.kind is DecisionKind.SPARSITY}
+    assert zeros <= {kept.get(DecisionKind.SPARSITY)}
+    ratios = [step / 100 for step in range(100, 0, -1)]
+    assert any(policy == uniform_policy(space, ratio, None) for ratio in ratios)
+    assert "no precision decisions" in notes[0]
+    if key == "packed_bytes":
+        assert packed_size(setup.scorer().compress(policy)) <= limit
+        assert "to meet the packed bound" in notes[1]
+    else:
+        assert bounded.within(policy) and len(notes) == 1
+
+
 def test_the_packed_file_is_the_network(finished: tuple[Path, dict[str, Any]]) -> None:
     out, report = finished
     plan_text, data = unpack((out / PACKED_FILE).read_bytes())
@@ -169,8 +256,9 @@ def test_prices_far_too_low_are_corrected_by_what_finalists_really_take(
     limit = 0.12 * prices.uncompressed["packed_bytes"]
     wrong = replace(prices, pricer=prices.pricer.corrected("packed_bytes", 0.6))
     store = TableStore(tmp_path / "tables")
+    on_targets = JobPrices.of(setup.targets, [wrong])
     picker = FinalistPicker(
-        setup, wrong, {"packed_bytes": limit}, tmp_path, lambda: None, lambda *_: None, store
+        setup, on_targets, {"packed_bytes": limit}, tmp_path, lambda: None, lambda *_: None, store
     )
     whole = picker.pricer.space.uncompressed()
     policy = picker.pricer.fill(picker.pricer.repair(whole))

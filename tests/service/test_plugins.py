@@ -119,8 +119,8 @@ def test_a_job_names_a_plug_in_that_is_there_and_can_be_used() -> None:
         require_agent(spec("fare"), plugins)
     with pytest.raises(PluginError, match="sad 2 is unusable: no licence"):
         require_agent(spec("sad"), plugins)
-    with pytest.raises(PluginError, match="no front"):
-        require_agent(spec("far", objective="pareto", budget={}), plugins)
+    # For a front it is asked under many bounds.
+    require_agent(spec("far", objective="pareto", budget={}), plugins)
 
 
 def test_a_job_is_not_continued_with_another_version_of_its_plug_in(folder: Path) -> None:

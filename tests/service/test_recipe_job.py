@@ -22,16 +22,10 @@ from compressors.loading import PLAN_FILE
 from compressors.plan import Plan
 from search_spaces import Policy
 from service.cli_job import add_job_options, job_document
-from service.file_check import FileCosts
-from service.finalist_rounding import FinalistRounding, recipe_json
-from service.finalists import Finalist
-from service.job_setup import JobSetup, load_job, recipe_of
+from service.job_setup import load_job, recipe_of
 from service.job_spec import CALIBRATIONS, JobSpec, RecipeSpec
 from service.local_context import LocalContext
-from service.packed_prices import packed_size
 from service.pipeline import run_job
-from service.price_setup import learn_prices
-from service.prices import Prices
 from service.sources import Sources
 
 JOB: dict[str, Any] = {
@@ -62,25 +56,19 @@ def _few_samples_and_steps() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[JobSetup, Prices]:
-    setup = load_job(spec_of(recipe=WHOLE), Sources(), None)
-    prices = learn_prices(
-        setup.compressor, setup.network.network_space, setup.target, data_dir,
-        tmp_path_factory.mktemp("learned"), lambda *_: None, lambda: None, budget=JOB["budget"],
-    )  # fmt: skip
-    return setup, prices
-
-
 # what may be asked
 
 
 def test_the_defaults_are_those_of_the_recipe_itself() -> None:
-    assert recipe_of(spec_of()) == CompressionRecipe(criterion="fisher")
+    # Of finalists alone, see ``searched``.
+    assert recipe_of(spec_of()) == CompressionRecipe(criterion="fisher", adaround=True)
+    assert recipe_of(spec_of()).searched == CompressionRecipe(criterion="fisher")
     trained = {"finetune": {"epochs": 1}}
     assert recipe_of(spec_of(**trained)) == CompressionRecipe(criterion="fisher", statistics=True)
     off = spec_of(recipe={"statistics": False}, **trained)
     assert recipe_of(off) == CompressionRecipe(criterion="fisher")
+    nearest = spec_of(recipe={"adaround": False})
+    assert recipe_of(nearest) == CompressionRecipe(criterion="fisher")
     assert CALIBRATIONS == METHODS
 
 
@@ -107,6 +95,7 @@ def test_everything_asked_reaches_the_recipe() -> None:
         ({"recipe": {"calibration": "percentile:100.1"}}, "above 50 and at most 100"),
         ({"recipe": {"adaptive": True}}, "Extra inputs are not permitted"),
         ({"recipe": {"bias_correction": "mostly"}}, "valid boolean"),
+        ({"recipe": {"adaround": "auto"}}, "valid boolean"),
         (
             {"recipe": {"equalization": True}, "space": {"scope": "prune"}},
             "recipe.equalization concerns quantization, and scope prune quantizes nothing",
@@ -151,6 +140,10 @@ def test_the_command_line_says_the_same() -> None:
         equalization=True, adaround=True,
     )  # fmt: skip
     assert document("--bias-correction", "on")["recipe"]["bias_correction"] is True
+    for given, meant in (("off", False), ("on", True), ("auto", None)):
+        assert document("--adaround", given)["recipe"]["adaround"] is meant
+    with pytest.raises(SystemExit):
+        document("--adaround", "always")
 
 
 # what is done
@@ -180,58 +173,3 @@ def test_a_job_searches_and_ships_what_it_was_asked_for(tmp_path: Path, data_dir
     weights = {path: searched.network.get_submodule(path).weight for path in shipped.weights}
     alike = all(torch.equal(tensors[f"{path}.weight"], w) for path, w in weights.items())
     assert alike != told["adaround"]
-
-
-def finalist_of(setup: JobSetup, prices: Prices) -> Finalist:
-    space = setup.network.network_space.space
-    scorer = setup.scorer()
-    policy = prices.pricer.with_limits({"packed_bytes": 0.1 * prices.uncompressed["packed_bytes"]})
-    chosen = policy.repair(space.uncompressed())
-    made = scorer.compress(chosen)
-    costs = FileCosts(1.0, {"latency_ms": 1.0, "packed_bytes": packed_size(made)}, {})
-    return Finalist(chosen, made, scorer.score_compressed(made), Path("none"), costs, {})
-
-
-def test_adaptive_rounding_is_kept_where_it_scores_better(learned: tuple[JobSetup, Prices]) -> None:
-    setup, prices = learned
-    rounding = FinalistRounding(setup)
-    finalist = finalist_of(setup, prices)
-    assert min(scale.bits for scale in finalist.compressed.plan.weights.values()) < 8
-    pricer = prices.pricer.with_limits({})
-    better = rounding.better(finalist, pricer)
-    assert better.policy == finalist.policy
-    assert better.evaluation.score > finalist.evaluation.score
-    assert better.costs.quantities["packed_bytes"] == packed_size(better.compressed)
-    assert rounding.kept == {finalist.policy.digest} and rounding.notes[0].endswith("kept")
-    assert recipe_json(setup, better.compressed.plan, True)["adaround"]
-
-    hard_to_beat = replace(finalist, evaluation=replace(finalist.evaluation, scores=(1.0,)))
-    assert rounding.better(hard_to_beat, pricer) is hard_to_beat
-    assert rounding.notes[1].endswith("left out")
-    tight = prices.pricer.with_limits({"packed_bytes": 1.0})
-    assert rounding.better(finalist, tight) is finalist
-    assert rounding.notes[2].endswith("left out, as it misses packed_bytes")
-
-
-def test_a_rounding_that_fails_loses_no_finalist(learned: tuple[JobSetup, Prices]) -> None:
-    setup, prices = learned
-    finalist = finalist_of(setup, prices)
-
-    def broken(outputs: torch.Tensor, _targets: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(outputs),), torch.nan)
-
-    rounding = FinalistRounding(replace(setup, data=replace(setup.data, evaluate=broken)))
-    assert rounding.better(finalist, prices.pricer) is finalist and not rounding.kept
-    (note,) = rounding.notes
-    assert "left out, as it failed: the data's metric gave a value that is not finite" in note
-
-
-def test_a_network_left_float_is_not_rounded(learned: tuple[JobSetup, Prices]) -> None:
-    setup, prices = learned
-    finalist = finalist_of(setup, prices)
-    plain = replace(finalist.compressed, plan=Plan(input_shape=setup.input_shape))
-    rounding = FinalistRounding(setup)
-    whole = replace(finalist, compressed=plain)
-    assert rounding.better(whole, prices.pricer) is whole and not rounding.notes
-    told = recipe_json(setup, plain.plan, False)
-    assert not told["adaround"] and not told["bias_correction"]
