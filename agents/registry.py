@@ -17,7 +17,6 @@ from agents.errors import AgentError
 from agents.evolution import EvolutionAgent
 from agents.greedy import GreedyAgent
 from agents.haq import HaqAgent
-from agents.model_based_rl import EditorSettings, ModelBasedRlAgent, ModelBasedRlSettings
 from agents.model_guided import ModelGuidedAgent
 from agents.narrowed import NarrowedAgent
 from agents.objective import Objective
@@ -168,19 +167,6 @@ def _auto(
     return ModelGuidedAgent(space, pricer, evaluations, seed, objective)
 
 
-def _dyna(
-    space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
-) -> Agent:
-    return ModelBasedRlAgent(space, pricer, evaluations, seed, objective)
-
-
-def _dyna_untrained(
-    space: SearchSpace, pricer: Pricer, evaluations: int, seed: int, objective: Objective
-) -> Agent:
-    training = ModelBasedRlSettings(editor=EditorSettings(rate=0.0))
-    return ModelBasedRlAgent(space, pricer, evaluations, seed, objective, training=training)
-
-
 AGENTS: Mapping[str, AgentEntry] = {
     "auto": AgentEntry(
         "what we choose for you: evolution in turns with a Gaussian process that picks children",
@@ -231,28 +217,18 @@ def form_note(name: str, space: SearchSpace, published: bool | None) -> list[str
     return [f"the agent {name} ran in the form fitted to few evaluations and all decisions{why}"]
 
 
-# Agents of benchmarks and of programs that make their own; a job cannot name them.
-EXPERIMENTS: Mapping[str, AgentEntry] = {
-    "dyna": AgentEntry(
-        "reinforcement learning (REINFORCE) inside a model of the scores (after DyNA-PPO)", _dyna
-    ),
-    "dyna-untrained": AgentEntry("dyna with a policy that never learns", _dyna_untrained),
-}
-_KNOWN = {**AGENTS, **EXPERIMENTS}
-
-
 def agent_names() -> tuple[str, ...]:
-    """Those a job may name."""
+    """In the table's order."""
     return tuple(AGENTS)
 
 
 def check_agent(name: str) -> None:
     """Raises AgentError for an unknown name, before anything else of a job is known."""
-    if name in _KNOWN:
+    if name in AGENTS:
         return
-    close = difflib.get_close_matches(name.lower(), _KNOWN, n=1)
+    close = difflib.get_close_matches(name.lower(), AGENTS, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise AgentError(f"unknown agent {name!r}; known: {', '.join(_KNOWN)}{hint}")
+    raise AgentError(f"unknown agent {name!r}; known: {', '.join(AGENTS)}{hint}")
 
 
 def make_agent(
@@ -276,4 +252,4 @@ def make_agent(
         AgentError: the name is unknown, or the agent cannot express the space.
     """
     check_agent(name)
-    return _KNOWN[name].build(space, pricer, evaluations, seed, objective or Objective())
+    return AGENTS[name].build(space, pricer, evaluations, seed, objective or Objective())

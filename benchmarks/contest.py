@@ -23,10 +23,11 @@ from pathlib import Path
 
 import torch
 
-from agents.registry import agent_names, check_agent
+from agents.registry import agent_names
 from benchmarks.contest_runs import REFERENCE, ResultFile, Run, Task, code_digest, run_all
 from benchmarks.contest_spaces import ContestSpace, find, load_space
 from benchmarks.contest_tables import Cell, Interval, Rank, best_known, cells, mean_t95, ranks
+from benchmarks.experiments import check
 from evaluation.surrogate_fit import R2_BAR
 
 _PROGRESS_SECONDS = 30.0
@@ -64,7 +65,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     for agent in (*args.agents, *args.again):
-        check_agent(agent)
+        check(agent)
     torch.set_num_threads(1)
     begun = time.monotonic()
     spaces = [load_space(path) for path in find(args.spaces)]

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from agents.registry import make_agent
 from benchmarks.contest_spaces import ContestSpace, load_space
+from benchmarks.experiments import make
 from evaluation.replay import ReplayScorer
 from evaluation.simulated_pool import SimulatedPool
 from search_spaces import Evaluation, Policy
@@ -101,7 +101,7 @@ def search(space: ContestSpace, task: Task) -> Run:
     begun = time.perf_counter()
     try:
         pricer = space.recording.budget(task.budget)
-        agent = make_agent(task.agent, space.recording.space, pricer, task.evaluations, task.seed)
+        agent = make(task.agent, space.recording.space, pricer, task.evaluations, task.seed)
         macs, (least, start, slope) = space.recording.models["macs"], space.virtual_seconds()
 
         def seconds(policy: Policy) -> float:
@@ -226,7 +226,8 @@ class ResultFile:
 def code_digest() -> str:
     """Of everything but the recording that a run's result depends on."""
     digest = hashlib.sha256()
-    files = [p for folder in ("agents", "search_spaces") for p in (_ROOT / folder).rglob("*.py")]
+    folders = ("agents", "search_spaces", "benchmarks/model_based_rl")
+    files = [p for folder in folders for p in (_ROOT / folder).rglob("*.py")]
     files += [_ROOT / name for name in (
         "service/search_loop.py", "evaluation/replay.py", "evaluation/simulated_pool.py",
         "evaluation/outcome.py", "benchmarks/contest_runs.py",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from benchmarks.fidelity_policies import Candidate
+from evaluation.promise import MACS_WEIGHT
 
 _RESAMPLES = 2000
 Values = NDArray[np.float64]
@@ -50,6 +51,9 @@ def summary(
     macs = np.array([candidates[n].macs for n in numbers])
     for name in [n for n in predictors if n.endswith(", KL")]:
         fitted = _leave_one_out(predictors[name], macs, final)
+        predictors[f"{name} with MACs, as jobs that fine-tune search"] = predictors[
+            name
+        ] + MACS_WEIGHT * np.log(macs)
         predictors[f"{name} with MACs, fitted to the other policies"] = fitted
     rows = {}
     for name, values in predictors.items():

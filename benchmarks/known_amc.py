@@ -3,7 +3,7 @@
 He et al. 2018, "AMC: AutoML for Model Compression and Acceleration on Mobile Devices" (arXiv 1802.03494, table 2):
 92.8 % before, 90.2 % pruned to half of the multiply-accumulates, 91.9 % after fine-tuning.
 
-    python -m benchmarks.known_amc search --zoo ../shared/zoo --out DIR [--evaluations 120] [--published] [--device cuda]
+    python -m benchmarks.known_amc search --zoo ../shared/zoo --out DIR [--evaluations 120] [--published] [--device D]
     python -m benchmarks.known_amc train  --zoo ../shared/zoo --out DIR --seconds 300 [--epochs 80]
     python -m benchmarks.known_amc finish --zoo ../shared/zoo --out DIR [--json FILE]
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from agents.errors import AgentError
 from agents.gaussian_process import GaussianProcess
-from agents.model_based_rl.editor import Editor, EditorSettings
-from agents.model_based_rl.edits import Edits
-from agents.model_based_rl.episodes import play
-from agents.model_based_rl.state import EditFeatures, References
 from agents.model_guided import ModelGuidedAgent, ModelGuidedSettings
 from agents.objective import Objective
+from benchmarks.model_based_rl.editor import Editor, EditorSettings
+from benchmarks.model_based_rl.edits import Edits
+from benchmarks.model_based_rl.episodes import play
+from benchmarks.model_based_rl.state import EditFeatures, References
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.model_based_rl.editor import Editor
-from agents.model_based_rl.edits import Edits
-from agents.model_based_rl.state import EditFeatures, References
+from benchmarks.model_based_rl.editor import Editor
+from benchmarks.model_based_rl.edits import Edits
+from benchmarks.model_based_rl.state import EditFeatures, References
 
 Indices = NDArray[np.int64]
 # Below every logit.

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.model_based_rl.edits import Edits
+from benchmarks.model_based_rl.edits import Edits
 from search_spaces.decision import Decision, DecisionKind
 from search_spaces.pricing import Pricer
 

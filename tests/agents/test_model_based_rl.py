@@ -15,16 +15,16 @@ from agents import (
     Objective,
     ObjectiveKind,
     agent_names,
-    make_agent,
 )
 from agents.contract import AgentContract, contract_evaluation, contract_pricers, drive, stored
-from agents.model_based_rl import EditorSettings, ModelBasedRlAgent, ModelBasedRlSettings
-from agents.model_based_rl.agent import advantages
-from agents.model_based_rl.editor import Editor
-from agents.model_based_rl.edits import Edits
-from agents.model_based_rl.episodes import Episodes, play
-from agents.model_based_rl.state import EditFeatures, References
 from agents.protocol import Agent
+from benchmarks.experiments import check, make
+from benchmarks.model_based_rl import EditorSettings, ModelBasedRlAgent, ModelBasedRlSettings
+from benchmarks.model_based_rl.agent import advantages
+from benchmarks.model_based_rl.editor import Editor
+from benchmarks.model_based_rl.edits import Edits
+from benchmarks.model_based_rl.episodes import Episodes, play
+from benchmarks.model_based_rl.state import EditFeatures, References
 from search_spaces import CostModel, Decision, DecisionKind, Factor, Pricer, SearchSpace
 
 torch.set_num_threads(1)
@@ -351,12 +351,14 @@ def test_the_state_holds_what_was_learned() -> None:
 
 
 def test_programs_can_make_it_by_name_and_jobs_cannot() -> None:
-    made = make_agent("dyna", JOINT.space, JOINT, 12, 0)
-    untrained = make_agent("dyna-untrained", JOINT.space, JOINT, 12, 0)
+    made = make("dyna", JOINT.space, JOINT, 12, 0)
+    untrained = make("dyna-untrained", JOINT.space, JOINT, 12, 0)
     assert isinstance(made, ModelBasedRlAgent) and isinstance(untrained, ModelBasedRlAgent)
     assert not {"dyna", "dyna-untrained"} & set(agent_names())
-    with pytest.raises(AgentError, match="did you mean dyna"):
-        make_agent("dyn", JOINT.space, JOINT, 12, 0)
+    with pytest.raises(AgentError, match="unknown agent 'dyn'"):
+        check("dyn")
+    check("dyna")
+    check("auto")
 
 
 def test_learns_from_evaluations_of_others() -> None:
