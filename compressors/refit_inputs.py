@@ -47,4 +47,6 @@ def weight_innermost(module: nn.Conv2d) -> Tensor:
 def weight_of(innermost: Tensor, module: nn.Conv2d) -> Tensor:
     """The inverse of ``weight_innermost``: [out_channels, channels, kernel height, kernel width]."""
     kernel = (len(innermost), *module.kernel_size, -1)
-    return innermost.reshape(kernel).permute(0, 3, 1, 2).contiguous()
+    # Flat in between: of a 1x1 kernel a permuted tensor counts as contiguous but keeps strides by which torch takes it
+    # for one with channels last, and runs it by another algorithm than the same weight read from a file.
+    return innermost.reshape(kernel).permute(0, 3, 1, 2).flatten(1).reshape(module.weight.shape)

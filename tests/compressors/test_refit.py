@@ -71,7 +71,9 @@ def test_inputs_with_channels_innermost_are_the_same(
     # What is read is overwritten by the solver, what the network holds must not be.
     read.zero_()
     assert torch.equal(x, before)
-    assert torch.equal(weight_of(weight_innermost(conv), conv), conv.weight)
+    again = weight_of(weight_innermost(conv), conv)
+    assert torch.equal(again, conv.weight)
+    assert again.stride() == conv.weight.stride()
 
 
 def test_groups_and_other_layouts_are_read_in_the_order_of_the_weight() -> None:

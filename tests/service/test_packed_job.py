@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 import trimtab
 from agents.uniform import uniform_policy
+from compressors.adaround import adaptive_round
 from compressors.packed import PACKED_FILE, unpack
 from latency_tables import TableStore
 from search_spaces.decision import DecisionKind
@@ -60,13 +62,15 @@ def run(spec: JobSpec, out: Path, data_dir: Path) -> dict[str, Any]:
 def _few_samples() -> Iterator[None]:
     """Latencies do not matter here, and sizes are priced well enough by fewer files.
 
-    Neither does accuracy: the network is not trained.
+    Neither does accuracy: the network is not trained, and rounding its finalist well would take most of the time.
     """
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("service.price_setup.SAMPLES", 40)
         patch.setattr("service.planning.SAMPLES", 40)
         patch.setattr("service.packed_prices.SAMPLES", 8)
+        short = partial(adaptive_round, steps=10)
+        patch.setattr("compressors.layer_quantizer.adaptive_round", short)
         yield
 
 

@@ -22,6 +22,7 @@ from compressors.loading import PLAN_FILE
 from compressors.plan import Plan
 from search_spaces import Policy
 from service.cli_job import add_job_options, job_document
+from service.demo_networks import DigitsNetwork
 from service.job_setup import load_job, recipe_of
 from service.job_spec import CALIBRATIONS, JobSpec, RecipeSpec
 from service.local_context import LocalContext
@@ -46,9 +47,10 @@ def spec_of(**changes: Any) -> JobSpec:
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_samples_and_steps() -> Iterator[None]:
-    """What the kept and the left rounding are is the same after fewer steps."""
+    """What the kept and the left rounding are is the same for a narrower network and after fewer steps."""
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DigitsNetwork.__init__, "__defaults__", (20, 10))
         patch.setattr("service.price_setup.SAMPLES", 40)
         patch.setattr("service.packed_prices.SAMPLES", 8)
         short = partial(adaptive_round, steps=40)
