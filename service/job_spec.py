@@ -190,6 +190,7 @@ class AgentSpec(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     published: bool | None = Field(
         default=None,
+        exclude_if=lambda value: value is None,
         description="of amc and haq: as their papers have them, or (false) fitted to few evaluations and all "
         "decisions; null: as published where that can express the whole space",
     )
