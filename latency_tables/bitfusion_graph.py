@@ -151,12 +151,21 @@ class _Graph:
         return max(self._clipped_bits(reader, wide) for reader in readers)
 
     def _clipped_bits(self, node: Any, wide: int) -> int:
-        """Bits of the range that a clip of integers leaves, at most those it had."""
-        ends = [self.constants.get(name) for name in (*node.input[1:3], "", "")[:2]]
-        if not all(isinstance(end, onnx.TensorProto) for end in ends):
-            return wide
-        low, high = (int(numpy_helper.to_array(end).reshape(-1)[0]) for end in ends)
-        return min(wide, max(1, (high - low).bit_length()))
+        """Bits of the range that a clip of integers leaves, at most those it had.
+
+        An end that is left out is the type's.
+        """
+        kind = self.types.get(node.input[0], 0)
+        signed = onnx.TensorProto.DataType.Name(kind).startswith("INT") if kind else True
+        lowest = -(1 << (wide - 1)) if signed else 0
+        ends = [lowest, lowest + (1 << wide) - 1]
+        for k, name in enumerate(node.input[1:3]):
+            if name:
+                end = self.constants.get(name)
+                if not isinstance(end, onnx.TensorProto):
+                    return wide
+                ends[k] = int(numpy_helper.to_array(end).reshape(-1)[0])
+        return min(wide, max(1, (ends[1] - ends[0]).bit_length()))
 
     def _written_bits(self, name: str) -> int:
         """Bits a result is written in: those it is quantized to, where nothing else reads it."""

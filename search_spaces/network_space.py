@@ -499,7 +499,7 @@ def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]
     model = CostModel(constant, tuple(factors))
     indices = np.array([space.indices(p) for p, _ in file_sizes])
     left = np.array([float(size) for _, size in file_sizes]) - model.price(indices)
-    precision, block = _integer_decisions(space), space.of_kind(DecisionKind.BLOCK)
+    precision, block = integer_decisions(space), space.of_kind(DecisionKind.BLOCK)
     integers = np.array([_active_integers(space, p) for p, _ in file_sizes], dtype=float)
     drops = (
         (indices[:, list(block)] == 0).sum(axis=1).astype(float) if block else np.zeros(len(left))
@@ -535,7 +535,7 @@ def _factored_bytes(layer: Layer, tables: LayerTables) -> np.ndarray:
     return np.asarray(np.where(tables.integer, integer, 4 * weights + 4 * tables.outputs))
 
 
-def _integer_decisions(space: SearchSpace) -> tuple[int, ...]:
+def integer_decisions(space: SearchSpace) -> tuple[int, ...]:
     """Positions of the decisions that have a layer run in integers or in float."""
     return (
         *space.of_kind(DecisionKind.PRECISION),
@@ -548,7 +548,7 @@ def _integer_decisions(space: SearchSpace) -> tuple[int, ...]:
 
 
 def _active_integers(space: SearchSpace, policy: Policy) -> int:
-    count, integers = 0, _integer_decisions(space)
+    count, integers = 0, integer_decisions(space)
     for i, value in enumerate(policy.values):
         if i in integers and value < FLOAT_BITS:
             home = space.block_of[i]

@@ -108,7 +108,11 @@ class JobSetup:
         """What the search's scores are raised by for the training that follows; None where none does, where a metric of
         the user's own is no divergence, and where the objective asks for drops or a front before training."""
         spec, network_space = self.spec, self.network.network_space
-        if not spec.finetune.epochs or spec.objective != "accuracy" or self.data.evaluate is not None:
+        if (
+            not spec.finetune.epochs
+            or spec.objective != "accuracy"
+            or self.data.evaluate is not None
+        ):
             return None
         return Promise(network_space.space, macs_model(network_space))
 

@@ -7,7 +7,7 @@ from evaluation.errors import ScoringError
 from search_spaces import Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.decision import DecisionKind
-from search_spaces.network_space import INTEGER_BITS
+from search_spaces.network_space import INTEGER_BITS, integer_decisions
 from service.job_setup import JobSetup
 from service.packed_prices import packed_size
 
@@ -25,7 +25,7 @@ def references_of(setup: JobSetup, pricer: Pricer) -> tuple[dict[str, Policy], l
         Policies by name, and notes on how they were made and those that could not be.
     """
     space = setup.network.network_space.space
-    if not space.of_kind(DecisionKind.PRECISION):
+    if not integer_decisions(space):
         why = (
             f"{_without_integers(setup)} does not compute in int8"
             if INTEGER_BITS not in setup.common.precisions

@@ -262,6 +262,16 @@ def _has(bars: Sequence[Bar], wanted: str) -> bool:
     return any(bar.tone == wanted and not bar.dropped for bar in bars)
 
 
+def precision(layer: Mapping[str, Any]) -> str:
+    """What a layer runs in, for a reader: of bits that it chose, weights' and activations'."""
+    bits, reads = layer.get("bits"), layer.get("activation_bits")
+    if bits is None or bits >= 32:
+        return "fp32"
+    if bits < 8 and reads is not None:
+        return f"weights {layer.get('weight_bits') or 8}, activations {reads} bits"
+    return "int8" if bits == 8 else f"{bits} bits"
+
+
 def tail(path: str, length: int) -> str:
     """A path shortened from the left."""
     return path if len(path) <= length else "\N{HORIZONTAL ELLIPSIS}" + path[-(length - 1) :]
@@ -273,8 +283,7 @@ def _layer_title(layer: Mapping[str, Any], dropped: bool) -> str:
         parts.append(f"left out with its block; had {layer['channels']} channels")
     else:
         parts.append(f"{layer.get('channels_kept')} of {layer['channels']} channels")
-        bits = layer.get("bits")
-        parts.append("fp32" if bits is None or bits >= 32 else f"{bits} bits")
+        parts.append(precision(layer))
     if layer.get("macs") is not None:
         kept = 0 if dropped else layer.get("macs_kept")
         parts.append(f"MACs {count(kept)} of {count(layer['macs'])}")

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from service.front_charts import costs_text, front_charts, hypervolume_chart
-from service.report_charts import layer_chart, pareto, tone, trial_chart
+from service.report_charts import layer_chart, pareto, precision, tone, trial_chart
 from service.staircase_charts import staircase_charts, tones
 from service.summary import (
     ABSENT,
@@ -66,6 +66,7 @@ def render(report: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> st
         layers=report.get("layers") or [],
         layer_chart=layer_chart(report.get("layers") or []),
         tone=tone,
+        precision=precision,
         staircases=stairs,
         staircase_tones=tones(stairs),
         trial_chart=trial_chart(trials, limits.get("latency_ms"), winner),

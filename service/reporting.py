@@ -10,6 +10,7 @@ import numpy as np
 
 from compressors import Compressed
 from compressors.low_rank import last_factor
+from compressors.quantization import past_dropped
 from compressors.structure import inside
 from latency_tables import Target
 from search_spaces import Policy
@@ -45,6 +46,7 @@ def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list
     space = network_space.space
     plan, choices = compressed.plan, network_space.choices(policy)
     blocks = [b.path for b in network_space.structure.blocks if b.path in plan.dropped]
+    resolve = past_dropped(network_space.structure, plan.dropped)
     rows = []
     for layer in network_space.structure.layers:
         dropped = inside(layer.path, blocks)
@@ -58,6 +60,10 @@ def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list
         if ranks is not None:
             widths = (np.array(float(n)) for n in (ranks[0], ranks[-1], into, out))
             macs = float(factored_macs(layer, *widths))
+        integer = not dropped and last_factor(layer.path, plan.ranks) in plan.weights
+        reads = None
+        if integer and choices.narrow:
+            reads = plan.activations[resolve(layer.input)].bits
         rows.append(
             {
                 "path": layer.path,
@@ -66,12 +72,15 @@ def layers_json(setup: JobSetup, policy: Policy, compressed: Compressed) -> list
                 "channels_kept": 0 if dropped else out,
                 "bits": None
                 if dropped
+                else 32
+                if not integer
                 else 8
-                if last_factor(layer.path, plan.ranks) in plan.weights
-                else 32,
+                if reads is None
+                else min(reads, choices.weight_bits.get(layer.path, 8)),
                 "dropped": dropped,
                 "ranks": None if ranks is None else list(ranks),
                 "weight_bits": choices.weight_bits.get(layer.path),
+                "activation_bits": reads,
                 "shared_values": choices.codebook.get(layer.path),
                 "zeros": choices.sparsity.get(layer.path),
                 "macs": layer.macs,

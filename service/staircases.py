@@ -44,9 +44,10 @@ def staircases(
             continue
         layers = _layers(network_space, decision.module, policy)
         precisions = [
-            space.position[f"{path}:precision"]
+            space.position[f"{path}:{kind}"]
             for path in layers
-            if f"{path}:precision" in space.position
+            for kind in ("precision", "activation_bits")
+            if f"{path}:{kind}" in space.position
         ]
 
         own = _curve(model, space, here, position)

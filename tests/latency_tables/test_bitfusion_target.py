@@ -114,17 +114,20 @@ def test_bits_are_those_of_the_quantizers(
     assert found["/Add"].kernel.attribute("bits") == (expected[1],) * 3
 
 
-def test_an_activation_clipped_to_fewer_bits() -> None:
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [("bottom", "top", 5), ("", "top", 5), ("bottom", "", 8)]
+)
+def test_an_activation_clipped_to_fewer_bits(low: str, high: str, expected: int) -> None:
     weights: dict[str, Any] = {**ZEROS, "top": np.uint8(31), "bottom": np.uint8(0)}
     weights["w"] = np.zeros((8, 3, 3, 3), np.float32)
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "scale", "zero8"], ["q"]),
-        helper.make_node("Clip", ["q", "bottom", "top"], ["n"]),
+        helper.make_node("Clip", ["q", low, high], ["n"]),
         helper.make_node("DequantizeLinear", ["n", "scale", "zero8"], ["a"]),
         helper.make_node("Conv", ["a", "w"], ["c"], name="/conv/Conv"),
     ]
     (use,) = parse_target("sim-bitfusion").kernels(network(nodes, weights, (1, 3, 8, 8), "c"))
-    assert bits(use.kernel) == (16, 5)
+    assert bits(use.kernel) == (16, expected)
 
 
 def test_float_counts_as_16_bits_and_costs_more_than_8() -> None:

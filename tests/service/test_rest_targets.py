@@ -59,6 +59,7 @@ def test_what_is_no_target_or_has_no_energy_is_refused_at_once(server: Running, 
         (SPEC | {"target": "bord"}, "target", "did you mean 'board'"),
         (SPEC | {"target": f"{H100}?batch=8"}, "target", "takes no options"),
         (SPEC | {"target": "board", "budget": {"energy": 0.5}}, "budget", H100),
+        (SPEC | {"space": {"bits": {"weights": [4, 8]}}}, "space.bits", "bound packed_size"),
     ]
     if OrtTarget().energy_absent() is not None:
         cases.append((SPEC | {"budget": {"energy_mj": 2.0}}, "budget", "no energy counter"))
