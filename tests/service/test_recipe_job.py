@@ -58,6 +58,30 @@ def _few_samples_and_steps() -> Iterator[None]:
         yield
 
 
+# what a search goes by where training follows
+
+
+def test_a_job_that_fine_tunes_searches_by_divergence_and_size(tmp_path: Path) -> None:
+    setup = load_job(spec_of(finetune={"epochs": 1}), Sources(), None)
+    space = setup.network.network_space.space
+    half = space.from_indices([len(d.values) // 2 for d in space.decisions])
+    assert setup.promise is not None and setup.promise.added(half) < 0
+    searched = setup.search_builder(tmp_path)().score(half)
+    plain = setup.scorer().score(half)
+    assert searched.score == pytest.approx(plain.score + setup.promise.added(half))
+    assert searched.top1 == plain.top1
+    # Training is judged by the divergence alone.
+    assert setup.promise.without(half, searched).score == pytest.approx(plain.score)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"finetune": {"epochs": 1}, "objective": "latency", "max_drop": 0.01, "budget": {}}],
+)
+def test_other_jobs_search_by_the_divergence_alone(changes: dict[str, Any]) -> None:
+    assert load_job(spec_of(**changes), Sources(), None).promise is None
+
+
 # what may be asked
 
 
