@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agents.errors import AgentError
 from agents.front_evolution import FrontEvolutionAgent
-from agents.front_gain import Floats, FrontGain
-from agents.gaussian_process import GaussianProcess, fit
-from agents.policy_features import PolicyFeatures
+from agents.front_gain import FrontGain
+from agents.gaussian_process import GaussianProcess
+from agents.score_model import Floats, Guidance, Indices, ScoreModel, best_new
 from agents.variation import varied
 from search_spaces.dominance import nondominated, ranks
 from search_spaces.evaluation import Evaluation, Failure
@@ -21,44 +19,12 @@ from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
-Indices = NDArray[np.int64]
-
 
 @dataclass(frozen=True, slots=True)
-class FrontGuidance:
-    """See ``FrontModelGuidedAgent``.
+class FrontGuidance(Guidance):
+    """See ``FrontModelGuidedAgent``. The model is fitted to the rows nearest to the front."""
 
-    Attributes:
-        draws: proposals at the beginning that are uniform policies and random draws.
-        begin: evaluations before the model is asked, at least 2.
-        share: of the proposals after that which the model chooses.
-        candidates: that it chooses from.
-        finalists: candidates that are filled up before the choice.
-        growth: of the evaluations after which length scales are fitted anew, more than 1.
-        rows: evaluations the model is fitted to at most, those nearest to the front.
-
-    Raises:
-        AgentError: a number is out of range.
-    """
-
-    draws: int = 12
-    begin: int = 20
-    share: float = 0.5
-    candidates: int = 300
     finalists: int = 10
-    growth: float = 1.3
-    rows: int = 400
-
-    def __post_init__(self) -> None:
-        if min(self.candidates, self.finalists) < 1 or min(self.begin, self.rows) < 2:
-            raise AgentError("a model needs at least 2 evaluations and 1 candidate to choose from")
-        if not 0 <= self.share <= 1 or self.growth <= 1:
-            raise AgentError("a model needs a share from 0 to 1 and a growth above 1")
-
-    @classmethod
-    def over(cls, evaluations: int) -> FrontGuidance:
-        """Random draws for an eighth of the evaluations, at least 8."""
-        return cls(draws=max(evaluations // 8, 8))
 
 
 class FrontModelGuidedAgent(FrontEvolutionAgent):
@@ -95,77 +61,57 @@ class FrontModelGuidedAgent(FrontEvolutionAgent):
     ) -> None:
         super().__init__(space, pricer, evaluations, seed, axes)
         self._guidance = guidance or FrontGuidance.over(evaluations)
-        self._features = PolicyFeatures(pricer)
         self._sizes = np.array([len(d.values) for d in space.decisions])
-        self._rows: list[list[int]] = []
-        self._told: list[float] = []
-        self._turn = 0.0
-        self._parameters: Floats | None = None
-        self._fitted = 0
+        self._scores = ScoreModel(pricer, self._guidance)
 
     @property
     def _draws(self) -> int:
         return self._guidance.draws
 
     def _propose(self, id: int) -> Policy:
-        early = id < max(self._draws, len(self._anchors)) or len(self._told) < self._guidance.begin
-        if not early and max(self._told) <= 1:
-            self._turn += self._guidance.share
-            if self._turn >= 1:
-                self._turn -= 1
-                chosen = self._choose()
-                if chosen is not None:
-                    return chosen
-        return super()._propose(id)
+        early = id < max(self._draws, len(self._anchors))
+        guided = not early and self._scores.useful and self._scores.has_turn()
+        chosen = self._choose() if guided else None
+        return super()._propose(id) if chosen is None else chosen
 
     def _learn(
         self, id: int | None, executed: Policy, outcome: Evaluation | Failure, reward: float | None
     ) -> None:
         super()._learn(id, executed, outcome, reward)
         if reward is not None and isinstance(outcome, Evaluation):
-            self._rows.append([int(i) for i in self._space.indices(executed)])
-            self._told.append(reward)
+            self._scores.learn(executed, reward)
 
     def _choose(self) -> Policy | None:
         """The candidate with the largest expected gain; None where all were proposed before."""
-        rows = np.array(self._rows, dtype=np.int64)
-        points = self._points_of(rows, np.array(self._told))
-        model = self._model(rows, points)
+        rows = self._scores.rows
+        points = self._points_of(rows, self._scores.told)
+        model = self._model(points)
         elite = rows[nondominated(points)]
         if waiting := self._proposals.waiting:
             flying = np.array([self._space.indices(p) for p in waiting], dtype=np.int64)
-            mean, _ = model.predict(self._features(flying))
+            mean, _ = model.predict(self._scores.features(flying))
             points = np.concatenate([points, self._points_of(flying, 1 - np.square(mean))])
         gain = FrontGain(points)
 
         def merit(indices: Indices) -> Floats:
-            return gain(self._shares(indices), *model.predict(self._features(indices)))
+            return gain(self._shares(indices), *model.predict(self._scores.features(indices)))
 
         candidates = self._candidates(elite)
-        finalists: dict[tuple[int, ...], Policy] = {}
-        for k in np.argsort(-merit(candidates), kind="stable"):
-            policy = self._raised(self._space.from_indices(candidates[k].tolist()))
-            if policy.values not in self._seen:
-                finalists[policy.values] = policy
-            if len(finalists) == self._guidance.finalists:
-                break
-        if not finalists:
-            return None
-        policies = list(finalists.values())
-        raised = np.array([self._space.indices(policy) for policy in policies], dtype=np.int64)
-        return policies[int(np.argmax(merit(raised)))]
+        best_first = candidates[np.argsort(-merit(candidates), kind="stable")]
+        raised = (self._raised(self._space.from_indices(row.tolist())) for row in best_first)
+        return best_new(
+            raised,
+            self._seen,
+            self._guidance.finalists,
+            lambda found: merit(np.array([self._space.indices(policy) for policy in found])),
+        )
 
-    def _model(self, rows: Indices, points: Floats) -> GaussianProcess:
+    def _model(self, points: Floats) -> GaussianProcess:
         """The model of what was told, of the rows nearest to the front where there are many."""
-        told, most = np.array(self._told), self._guidance.rows
-        if len(rows) > most:
-            near = np.argsort(ranks(points), kind="stable")[:most]
-            rows, told = rows[near], told[near]
-        x, y = self._features(rows), np.sqrt(1 - told)
-        if self._parameters is None or len(self._told) >= self._guidance.growth * self._fitted:
-            self._parameters = fit(x, y, self._parameters)
-            self._fitted = len(self._told)
-        return GaussianProcess.of(self._parameters, x, y)
+        chosen = np.arange(len(points))
+        if len(points) > self._guidance.rows:
+            chosen = np.argsort(ranks(points), kind="stable")[: self._guidance.rows]
+        return self._scores.process(chosen)
 
     def _points_of(self, indices: Indices, worths: Floats) -> Floats:
         """Points of the front's space, float64 [n, 1 + costs]."""
@@ -197,20 +143,8 @@ class FrontModelGuidedAgent(FrontEvolutionAgent):
         return found[within] if within.any() else found
 
     def _state(self) -> dict[str, Any]:
-        return {
-            **super()._state(),
-            "rows": [list(row) for row in self._rows],
-            "told": list(self._told),
-            "turn": self._turn,
-            "parameters": None if self._parameters is None else self._parameters.tolist(),
-            "fitted": self._fitted,
-        }
+        return {**super()._state(), "scores": self._scores.state_dict()}
 
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
-        self._rows = [[int(i) for i in row] for row in state["rows"]]
-        self._told = [float(reward) for reward in state["told"]]
-        self._turn = float(state["turn"])
-        parameters = state["parameters"]
-        self._parameters = None if parameters is None else np.array(parameters, dtype=np.float64)
-        self._fitted = int(state["fitted"])
+        self._scores.load_state_dict(state["scores"])

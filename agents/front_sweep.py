@@ -12,7 +12,6 @@ from agents.bound_span import BoundSpan
 from agents.errors import AgentError
 from agents.proposals import Proposals
 from agents.protocol import Agent, Proposal
-from agents.turns import ask_in_turns
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
@@ -71,7 +70,18 @@ class SweptAgent:
         return all(member.finished for member in self._members)
 
     def ask(self, n: int = 1) -> list[Proposal]:
-        return ask_in_turns(n, self._proposals, self._open, self._members.__getitem__, self._order)
+        made: list[Proposal] = []
+        while len(made) < n:
+            for member in self._order(self._proposals.asked):
+                asked = self._members[member].ask(1)
+                if asked:
+                    proposal = self._proposals.add(asked[0].policy)
+                    self._open[proposal.id] = (member, asked[0].id)
+                    made.append(proposal)
+                    break
+            else:
+                break
+        return made
 
     def tell(self, id: int, executed: Policy, outcome: Evaluation | Failure) -> None:
         self._proposals.settle(id, executed)
@@ -79,16 +89,13 @@ class SweptAgent:
         self._members[owner].tell(own, executed, self._held(owner, executed, outcome))
         self._show(executed, outcome, owner)
 
-    def observe(self, executed: Policy, outcome: Evaluation | Failure) -> None:
-        """Learns from an evaluation that another agent asked for."""
-        self._show(executed, outcome, None)
-
     def _order(self, id: int) -> Iterator[int]:
         """All members, from the one whose turn it is."""
         count = len(self._members)
         return ((id + step) % count for step in range(count))
 
-    def _show(self, executed: Policy, outcome: Evaluation | Failure, owner: int | None) -> None:
+    def _show(self, executed: Policy, outcome: Evaluation | Failure, owner: int) -> None:
+        """Every other member that can learns from an evaluation it did not ask for."""
         for k, member in enumerate(self._members):
             if k != owner and isinstance(member, Learner) and self._pricers[k].within(executed):
                 member.observe(executed, self._held(k, executed, outcome))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from agents.errors import AgentError
 from agents.gaussian_process import GaussianProcess
 from agents.model_guided import ModelGuidedAgent, ModelGuidedSettings
 from agents.objective import Objective
+from agents.score_model import Floats, Indices
 from benchmarks.model_based_rl.editor import Editor, EditorSettings
 from benchmarks.model_based_rl.edits import Edits
 from benchmarks.model_based_rl.episodes import play
@@ -19,9 +19,6 @@ from benchmarks.model_based_rl.state import EditFeatures, References
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
-
-Indices = NDArray[np.int64]
-Floats = NDArray[np.float64]
 
 # Best evaluations whose spread is the unit of rewards, at least.
 _SPREAD = 20
@@ -114,20 +111,10 @@ class ModelBasedRlAgent(ModelGuidedAgent):
         model, elite = self._current_model()
         weight = self._guidance.exploration * self._rng.exponential()
         ends, merits = self._train(model, elite, weight)
-        finalists: dict[tuple[int, ...], Policy] = {}
-        for k in np.argsort(merits, kind="stable"):
-            if self._space.from_indices(ends[k]).values in self._seen:
-                continue  # members of the elite
-            policy = self._feasible(ends[k].tolist())
-            if policy.values not in self._seen:
-                finalists[policy.values] = policy
-            if len(finalists) == self._guidance.finalists:
-                break
-        if not finalists:
-            return None
-        policies = list(finalists.values())
-        filled = np.array([self._space.indices(p) for p in policies], dtype=np.int64)
-        return policies[int(np.argmin(self._merit(model, filled, weight)))]
+        best_first = ends[np.argsort(merits, kind="stable")]
+        # Others are members of the elite.
+        new = (e for e in best_first if self._space.from_indices(e).values not in self._seen)
+        return self._best_new((self._feasible(e.tolist()) for e in new), model, weight)
 
     def _train(
         self, model: GaussianProcess, elite: Indices, weight: float
@@ -161,8 +148,10 @@ class ModelBasedRlAgent(ModelGuidedAgent):
     def _references(self, model: GaussianProcess, policies: Indices, weight: float) -> References:
         near = self._edits.neighbours(policies)
         shape, flat = near.shape[:2], near.reshape(-1, near.shape[2])
-        mean, deviation = model.predict(self._features(policies))
-        means, deviations = (told.reshape(shape) for told in model.predict(self._features(flat)))
+        mean, deviation = model.predict(self._scores.features(policies))
+        means, deviations = (
+            told.reshape(shape) for told in model.predict(self._scores.features(flat))
+        )
         unit = self._unit
         over = self._edits.over(policies)
         return References(
@@ -175,12 +164,8 @@ class ModelBasedRlAgent(ModelGuidedAgent):
 
     @property
     def _unit(self) -> float:
-        best = np.sort(self._told)[-max(self._guidance.elite, _SPREAD) :]
+        best = np.sort(self._scores.told)[-max(self._guidance.elite, _SPREAD) :]
         return float(np.sqrt(1 - best).std()) + 1e-3
-
-    def _merit(self, model: GaussianProcess, policies: Indices, weight: float) -> Floats:
-        mean, deviation = model.predict(self._features(policies))
-        return np.asarray(mean - weight * deviation)
 
     def _state(self) -> dict[str, Any]:
         return {**super()._state(), "editor": self._editor.state_dict()}

@@ -125,7 +125,8 @@ def test_failures_are_no_rows_of_the_model() -> None:
         (p,) = made.ask()
         bad = Failure("did not run", retryable=k % 2 == 0)
         made.tell(p.id, p.policy, bad if k % 3 else contract_evaluation(p.policy, pricer))
-    assert len(made.state_dict()["told"]) == len(made.state_dict()["rows"]) == 3
+    scores = made.state_dict()["scores"]
+    assert len(scores["told"]) == len(scores["rows"]) == 3
 
 
 def test_many_rows_are_cut_to_those_nearest_to_the_front() -> None:
@@ -134,9 +135,9 @@ def test_many_rows_are_cut_to_those_nearest_to_the_front() -> None:
     kept: list[tuple[int, int]] = []
     model = made._model
 
-    def noted(rows: Any, points: Any) -> Any:
-        found = model(rows, points)
-        kept.append((len(rows), len(found.rows)))
+    def noted(points: Any) -> Any:
+        found = model(points)
+        kept.append((len(points), len(found.rows)))
         return found
 
     made._model = noted  # type: ignore[method-assign]

@@ -119,7 +119,7 @@ def test_failures_are_no_rows_of_the_model() -> None:
         (p,) = made.ask()
         failed = Failure("out of memory", retryable=False)
         made.tell(p.id, p.policy, failed if i % 2 else contract_evaluation(p.policy, JOINT))
-    assert len(made.state_dict()["told"]) == 4
+    assert len(made.state_dict()["scores"]["told"]) == 4
 
 
 def test_learns_from_evaluations_of_others() -> None:
