@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rest_server import Running, serving
+
+from service.demo_networks import train_digits_cnn
 
 
 @pytest.fixture
@@ -19,6 +22,15 @@ def server(tmp_path: Path) -> Iterator[Running]:
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """State of the jobs that tests run in this process, so that the demo network's kernels are timed once."""
     return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of ``digits_cnn``, trained."""
+    file = tmp_path_factory.mktemp("weights") / "digits.safetensors"
+    torch.set_num_threads(1)
+    train_digits_cnn(file)
+    return file
 
 
 @pytest.fixture(scope="session", autouse=True)

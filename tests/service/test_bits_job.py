@@ -18,7 +18,7 @@ from compressors.plan import Plan
 from latency_tables import Catalog, TargetError, parse_target
 from latency_tables.bitfusion import simulate
 from service.cli_job import add_job_options, job_document
-from service.demo_networks import digits_cnn, train_digits_cnn
+from service.demo_networks import digits_cnn
 from service.errors import RequestError
 from service.job_setup import load_job
 from service.job_spec import JobSpec
@@ -54,14 +54,6 @@ def _few_samples() -> Iterator[None]:
         patch.setattr("service.price_setup.SAMPLES", 40)
         patch.setattr("service.planning.SAMPLES", 40)
         yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "digits.safetensors"
-    torch.set_num_threads(1)
-    train_digits_cnn(file)
-    return file
 
 
 @pytest.fixture(scope="module")

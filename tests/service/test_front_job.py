@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from one_process import OneProcess
 from pydantic import ValidationError
 from rest_server import serving
 
 import trimtab
 from agents.contract import contract_evaluation, contract_pricers
-from evaluation.local_pool import LocalPool
-from evaluation.pool import EvaluatorPool, ScorerFactory
 from latency_tables import parse_target
 from latency_tables.table_target import why_no_energy
 from search_spaces import BudgetError, Policy
@@ -26,8 +25,7 @@ from search_spaces.front import FrontAxes
 from search_spaces.hypervolume import exclusive
 from service.blobs import Blobs
 from service.client import Client
-from service.db_context import DbContext
-from service.demo_networks import digits_cnn, train_digits_cnn
+from service.demo_networks import digits_cnn
 from service.driver import keep_artifacts
 from service.front_job import front_first, quantities_of
 from service.heartbeat import Heartbeat
@@ -66,27 +64,6 @@ def _few_samples() -> Iterator[None]:
         patch.setattr("service.finalists.MEASURE_SECONDS", 0.1)
         patch.setattr("service.file_results.REPORT_SECONDS", 0.3)
         yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "digits.safetensors"
-    torch.set_num_threads(1)
-    train_digits_cnn(file)
-    return file
-
-
-class OneProcess(DbContext):
-    """A job's context on a server, with evaluators in this process; kernels are timed once for all tests."""
-
-    kernels: Path
-
-    @property
-    def data_dir(self) -> Path:
-        return self.kernels
-
-    def pool(self, factory: ScorerFactory) -> EvaluatorPool:
-        return LocalPool(factory, 1)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from evaluation.errors import DataError
 from latency_tables import parse_target
 from latency_tables.errors import TrimtabError
 from search_spaces import BudgetError, SpaceError
-from service.demo_networks import digits_cnn, train_digits_cnn
+from service.demo_networks import digits_cnn
 from service.errors import Cancelled, WeightsError
 from service.job_spec import JobSpec
 from service.local_context import LocalContext
@@ -27,14 +27,6 @@ from service.planning import plan
 from service.sources import Sources
 
 MODEL = "python:service.demo_networks:digits_cnn"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "digits.safetensors"
-    torch.set_num_threads(1)
-    train_digits_cnn(file)
-    return file
 
 
 def spec_of(**changes: Any) -> JobSpec:

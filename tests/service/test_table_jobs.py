@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from latency_tables import (
     LatencyTable,
@@ -25,7 +24,6 @@ from latency_tables import (
 from latency_tables.energy_model import kind_of
 from latency_tables.errors import TrimtabError
 from search_spaces import BudgetError
-from service.demo_networks import train_digits_cnn
 from service.job_spec import JobSpec
 from service.local_context import LocalContext
 from service.pipeline import run_job
@@ -43,14 +41,6 @@ def _few_samples() -> Iterator[None]:
         patch.setattr("service.price_setup.SAMPLES", 60)
         patch.setattr("service.planning.SAMPLES", 60)
         yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "digits.safetensors"
-    torch.set_num_threads(1)
-    train_digits_cnn(file)
-    return file
 
 
 @pytest.fixture(scope="module")

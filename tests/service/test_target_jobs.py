@@ -12,19 +12,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
+from one_process import OneProcess
 from rest_server import serving
 
-from evaluation.local_pool import LocalPool
-from evaluation.pool import EvaluatorPool, ScorerFactory
 from latency_tables import TableStore, parse_target
 from search_spaces import BudgetError, Evaluation
 from search_spaces.latency_model import sample_policies
 from service.blobs import Blobs
 from service.client import Client
 from service.contract import trial
-from service.db_context import DbContext
-from service.demo_networks import train_digits_cnn
 from service.driver import keep_artifacts
 from service.finalists import MOST_CORRECTIONS, Finalist, FinalistPicker
 from service.heartbeat import Heartbeat
@@ -73,27 +69,6 @@ def _few_samples() -> Iterator[None]:
         patch.setattr("service.finalists.MEASURE_SECONDS", 0.1)
         patch.setattr("service.file_results.REPORT_SECONDS", 0.3)
         yield
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("weights") / "digits.safetensors"
-    torch.set_num_threads(1)
-    train_digits_cnn(file)
-    return file
-
-
-class OneProcess(DbContext):
-    """A job's context on a server, with evaluators in this process; kernels are timed once for all tests."""
-
-    kernels: Path
-
-    @property
-    def data_dir(self) -> Path:
-        return self.kernels
-
-    def pool(self, factory: ScorerFactory) -> EvaluatorPool:
-        return LocalPool(factory, 1)
 
 
 def run(spec: JobSpec, out: Path, data_dir: Path, weights: Path) -> dict[str, Any]:
