@@ -14,6 +14,7 @@ from agents.errors import AgentError
 from agents.objective import Objective
 from agents.search_agent import SearchAgent
 from agents.uniform import best_uniforms
+from search_spaces.decision import FLOAT_BITS
 from search_spaces.evaluation import Evaluation, Failure
 from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
@@ -99,11 +100,9 @@ class EvolutionAgent(SearchAgent):
         super().__init__(space, pricer, seed, objective)
         self._settings = settings or EvolutionSettings.over(evaluations)
         self._anchors = best_uniforms(space, pricer)
-        # Decisions with a choice, each with its block and the index there that drops it.
+        # Decisions with a choice, each with what makes it inactive: positions and the value indices there.
         self._mutable = [
-            (i, block, None if block is None else space.decisions[block].values.index(0))
-            for i, block in enumerate(space.block_of)
-            if len(space.decisions[i].values) > 1
+            (i, _closers(space, i)) for i, d in enumerate(space.decisions) if len(d.values) > 1
         ]
         # In the order they were told: the first is the oldest.
         self._population: list[tuple[float, Genome]] = []
@@ -152,7 +151,9 @@ class EvolutionAgent(SearchAgent):
     def _mutate(self, genome: list[int], strength: float) -> None:
         """Changes a geometric number of active decisions, at least one, in place."""
         open_ = [
-            i for i, block, dropped in self._mutable if block is None or genome[block] != dropped
+            i
+            for i, closers in self._mutable
+            if all(genome[position] != index for position, index in closers)
         ]
         if not open_:
             return
@@ -166,6 +167,12 @@ class EvolutionAgent(SearchAgent):
 
     def _load(self, state: dict[str, Any]) -> None:
         self._population = [(float(r), tuple(genome)) for r, genome in state["population"]]
+
+
+def _closers(space: SearchSpace, position: int) -> tuple[tuple[int, int], ...]:
+    """What ``is_active`` looks at, told once: it is asked for every decision of every child."""
+    gates = ((space.block_of[position], 0), (space.float_of[position], FLOAT_BITS))
+    return tuple((at, space.decisions[at].values.index(v)) for at, v in gates if at is not None)
 
 
 @cache

@@ -98,9 +98,8 @@ class DpAgent(SearchAgent):
         sizes = [len(d.values) for d in space.decisions]
         priced = [*costs, _shape(space)]
         if self._objective.kind is ObjectiveKind.LATENCY:
-            priced.append(
-                pricer.models["latency_ms"]
-            )  # is what the program minimises, bounded or not
+            # Is what the program minimises, bounded or not.
+            priced.append(pricer.models["latency_ms"])
         self._exact = largest_table(priced, sizes) <= TABLES
         self._exchanges = Exchanges(space, costs)
         self._indices = pricer.views

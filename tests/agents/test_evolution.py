@@ -7,7 +7,17 @@ from agent_toys import ToyResNet
 from agents import AgentError, EvolutionAgent, EvolutionSettings, RandomAgent
 from agents.contract import contract_evaluation, contract_pricers
 from agents.protocol import Agent
-from search_spaces import Evaluation, Failure, Pricer
+from search_spaces import (
+    CostModel,
+    Decision,
+    DecisionKind,
+    Evaluation,
+    Factor,
+    Failure,
+    Pricer,
+    SearchSpace,
+)
+from search_spaces.walk import is_active
 
 AGING = EvolutionSettings(population=3, sample=2)
 ELITIST = EvolutionSettings(population=3, sample=2, aging=False)
@@ -115,3 +125,29 @@ def test_a_mutation_goes_to_nearer_values_more_often() -> None:
     weights = np.array([0.0 if v == 1 else 1 / abs(v - 1) for v in range(values)])
     assert values >= 3 and counts[1] == 0
     np.testing.assert_allclose(counts / counts.sum(), weights / weights.sum(), atol=0.06)
+
+
+def test_a_mutation_leaves_what_is_inactive_alone() -> None:
+    """Decisions in dropped blocks, and bits of weights of layers that run in float."""
+    space = SearchSpace(
+        (
+            Decision("b:block", DecisionKind.BLOCK, (0, 1)),
+            Decision("b.c:channels", DecisionKind.CHANNELS, (8, 16), block="b:block"),
+            Decision("b.c:activation_bits", DecisionKind.ACTIVATION_BITS, (4, 8, 32), block="b:block"),
+            Decision("b.c:weight_bits", DecisionKind.WEIGHT_BITS, (2, 4, 8), block="b:block"),
+            Decision("d:activation_bits", DecisionKind.ACTIVATION_BITS, (4, 8, 32)),
+            Decision("d:weight_bits", DecisionKind.WEIGHT_BITS, (2, 4, 8)),
+        )
+    )  # fmt: skip
+    model = CostModel(1.0, (Factor((0,), np.array([1.0, 2.0])),))
+    agent = EvolutionAgent(space, Pricer(space, {"macs": model}), 20, 0)
+    rng = np.random.default_rng(1)
+    changed = np.zeros(len(space))
+    for _ in range(1500):
+        start = [int(rng.integers(len(d.values))) for d in space.decisions]
+        genome = list(start)
+        agent._mutate(genome, 1.0)
+        moved = [i for i, (a, b) in enumerate(zip(start, genome, strict=True)) if a != b]
+        assert moved and all(is_active(space, start, i) for i in moved)
+        changed[moved] += 1
+    assert (changed > 0).all()
