@@ -22,7 +22,7 @@ from compressors.plan import Plan
 from search_spaces import Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.network_space import macs_model
-from service.demo_networks import DigitsNetwork
+from service.demo_networks import DigitsNetwork, train_digits_cnn
 from service.file_check import FileCosts
 from service.finalist_rounding import FinalistRounding, recipe_json
 from service.finalists import Finalist
@@ -65,6 +65,14 @@ def _little_work() -> Iterator[None]:
         short = partial(adaptive_round, steps=80)
         patch.setattr("compressors.layer_quantizer.adaptive_round", short)
         yield
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the narrower network, in place of those that the other tests share."""
+    file = tmp_path_factory.mktemp("weights") / "narrow.safetensors"
+    train_digits_cnn(file)
+    return file
 
 
 @dataclass(frozen=True)
