@@ -19,7 +19,8 @@ from compressors.exporter import export_onnx
 from compressors.structure import analyse, example_input
 from latency_tables import parse_target
 from search_spaces import DecisionKind, Policy
-from search_spaces.network_space import NetworkSpace, build_space, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace, build_space
 
 POLICIES = 5
 # Share of the multiply-accumulates that every policy has to remove.

@@ -13,61 +13,45 @@ folder; each is also measured at random widths, a few more of torchvision as the
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.cuda_kernels import (
+    PRECISIONS,
+    products,
+    shown_convolutions,
+    shown_products,
+    spread,
+    staircase,
+)
+from benchmarks.cuda_networks import exported, narrowed, torchvision_model, with_batch
 from latency_tables.cuda import CudaTarget
 from latency_tables.cuda_bench import Replay, time_graphs
 from latency_tables.cuda_energy import kernel_energy, replay_energy
-from latency_tables.cuda_graph import DOMAIN, Network, in_bfloat16, load_program, read_kernels
+from latency_tables.cuda_graph import Network, in_bfloat16, load_program, read_kernels
 from latency_tables.errors import TrimtabError
-from latency_tables.kernel import Kernel, TensorSpec, merge_uses
+from latency_tables.kernel import Kernel, merge_uses
 from latency_tables.table import LatencyTable
 
-PRECISIONS = ("float32", "bfloat16")
-INNER_SHARES = (0.25, 0.5, 0.75, 1.0)
-STREAM_SHARES = (0.5, 0.75, 1.0)
 TORCHVISION = ("resnet18", "mobilenet_v2", "resnet50")
 # Measured as they are only.
 OTHERS = ("resnet34", "mobilenet_v3_large", "efficientnet_b0", "regnet_y_400mf", "vit_b_16")
 # Seconds that the phases after the kernels' energies need.
 LAST_SECONDS = 95.0
-# Operators that give each channel of their input on as the same channel.
-CHANNELWISE = frozenset(
-    {
-        "Relu",
-        "Clip",
-        "HardSwish",
-        "HardSigmoid",
-        "Sigmoid",
-        "MaxPool",
-        "AveragePool",
-        "GlobalAveragePool",
-        "ReduceMean",
-        "Flatten",
-        "Identity",
-        "Add",
-        "Mul",
-    }
-)
 
 
 def main() -> int:
@@ -563,216 +547,6 @@ def scores(predicted: Any, truth: Any) -> str:
         f"n {len(truth)}, within 5 % {np.mean(error <= 0.05):.2f}, 10 % {np.mean(error <= 0.1):.2f}, "
         f"MAPE {error.mean():.3f}, bias {np.mean(predicted / truth - 1):+.3f}, Spearman {spearman:.3f}"
     )
-
-
-def conv_kernel(batch: int, channels: int, size: int, dtype: str) -> Kernel:
-    """A 3x3 convolution as an exported file has it, without bias."""
-    attributes = {
-        "dilations": (1, 1),
-        "group": 1,
-        "kernel_shape": (3, 3),
-        "pads": (1, 1, 1, 1),
-        "strides": (1, 1),
-    }
-    spec = TensorSpec(dtype, (batch, channels, size, size))
-    weight = TensorSpec(dtype, (channels, channels, 3, 3), True)
-    return Kernel(
-        DOMAIN,
-        "Conv",
-        1,
-        tuple((k, "i" if isinstance(v, int) else "is", v) for k, v in attributes.items()),
-        (spec, weight),
-        (spec,),
-    )
-
-
-def staircase(batch: int, step: int) -> list[Kernel]:
-    """3x3 convolutions at 28x28 with 16 to 128 channels."""
-    return [
-        conv_kernel(batch, channels, 28, dtype)
-        for dtype in PRECISIONS
-        for channels in range(16, 129, step)
-    ]
-
-
-def product_kernel(rows: int, inner: int, outer: int, dtype: str) -> Kernel:
-    """A matrix product with a constant [outer, inner] in one arithmetic, without bias."""
-    x, weight = TensorSpec(dtype, (rows, inner)), TensorSpec(dtype, (outer, inner), True)
-    if dtype == "int8":
-        y = TensorSpec("int32", (rows, outer))
-        return Kernel(DOMAIN, "MatMulInteger", 1, (), (x, weight), (y,))
-    if dtype == "float8e4m3fn":
-        scale = TensorSpec("float32", (), True)
-        y = TensorSpec("bfloat16", (rows, outer))
-        return Kernel(
-            DOMAIN, "QGemm", 1, (("to", "s", "bfloat16"),), (x, weight, scale, scale), (y,)
-        )
-    y = TensorSpec(dtype, (rows, outer))
-    return Kernel(DOMAIN, "Gemm", 1, (("transB", "i", 1),), (x, weight), (y,))
-
-
-DTYPES = ("float32", "bfloat16", "int8", "float8e4m3fn")
-
-
-def shown_products() -> list[Kernel]:
-    return [product_kernel(256, 768, 3072, dtype) for dtype in DTYPES]
-
-
-def shown_convolutions(batch: int) -> list[Kernel]:
-    return [conv_kernel(batch, c, 28, dtype) for dtype in PRECISIONS for c in (63, 64, 128)]
-
-
-def products(few: bool) -> list[Kernel]:
-    """Matrix products of DeiT-Ti, -S, -B and ViT-L, and a staircase of outputs."""
-    found = shown_products()
-    if few:
-        return found
-    for width in (192, 384, 768, 1024):
-        for rows in (256, 197 * 32):
-            for inner, outer in (
-                (width, 3 * width),
-                (width, width),
-                (width, 4 * width),
-                (4 * width, width),
-            ):
-                found += [product_kernel(rows, inner, outer, dtype) for dtype in DTYPES]
-    for outer in range(512, 1025, 32):
-        found += [product_kernel(197 * 32, 768, outer, dtype) for dtype in DTYPES]
-    return found
-
-
-def spread(kernels: Sequence[Kernel], count: int) -> list[Kernel]:
-    """Kernels of all kinds in turn, of each kind spread over the sizes."""
-    kinds: dict[Any, list[Kernel]] = {}
-    for kernel in kernels:
-        window = kernel.attribute("kernel_shape", ())
-        depthwise = kernel.attribute("group", 1) != 1
-        spec = kernel.inputs[0]
-        kind = (kernel.op_type, spec.dtype if spec else "", window, depthwise)
-        kinds.setdefault(kind, []).append(kernel)
-    orders = []
-    for members in kinds.values():
-        members.sort(key=lambda k: (k.macs or k.moved_bytes, k.key))
-        # From the ends inwards: 0, 1, 1/2, 1/4, 3/4 of the way, and so on.
-        order, seen = [], set()
-        for denominator in (1, 2, 4, 8, 16, 32):
-            for part in range(denominator + 1):
-                index = round(part / denominator * (len(members) - 1))
-                if index not in seen:
-                    seen.add(index)
-                    order.append(members[index])
-        orders.append(order)
-    turns = zip_longest(*orders)
-    return [kernel for turn in turns for kernel in turn if kernel is not None][:count]
-
-
-def exported(module: Any, shape: tuple[int, ...]) -> Any:
-    """A module as an ONNX model, batch norms folded."""
-    buffer = io.BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module, (torch.zeros(shape),), buffer,
-            opset_version=17, dynamo=False, input_names=["input"], output_names=["output"],
-        )  # fmt: skip
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def torchvision_model(name: str, batch: int = 1) -> Any:
-    import torchvision
-
-    # Attention in one call cannot be exported.
-    torch.backends.mha.set_fastpath_enabled(False)
-    torch.manual_seed(0)
-    return exported(torchvision.models.get_model(name, weights=None).eval(), (batch, 3, 224, 224))
-
-
-def with_batch(model: Any, batch: int) -> Any:
-    """The model with another batch size in its input."""
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
-    del model.graph.value_info[:]
-    return model
-
-
-def narrowed(model: Any, seed: int) -> Any:
-    """The network with random numbers of channels, the first ones of each layer kept.
-
-    Channels that an addition or a depthwise convolution ties together are kept together.
-    """
-    weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            name = parent[name]
-        return name
-
-    identical = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Identity"}
-    sizes: dict[str, int] = {}
-    writers: dict[str, int] = {}
-    fixed = {value.name for value in (*model.graph.input, *model.graph.output)}
-    for node in model.graph.node:
-        data = [name for name in node.input if name not in weights]
-        if not data:
-            continue
-        depthwise = node.op_type == "Conv" and group_of(node) > 1
-        if node.op_type in CHANNELWISE or depthwise:
-            # Tensors that are not made by a layer (bounds of a clip) are their own groups.
-            tied = data if node.op_type in ("Add", "Mul") else data[:1]
-            for name in tied:
-                parent[root(name)] = root(node.output[0])
-        elif node.op_type == "Gemm":
-            fixed.add(node.output[0])
-        elif node.op_type not in ("Conv", "Constant"):
-            raise ValueError(f"cannot narrow a network with {node.op_type}")
-    for node in model.graph.node:
-        if node.op_type == "Conv":
-            group = root(node.output[0])
-            weight = identical.get(node.input[1], node.input[1])
-            sizes[group] = weights[weight].dims[0]
-            writers[group] = writers.get(group, 0) + (group_of(node) == 1)
-    held = {root(name) for name in fixed}
-    generator = np.random.default_rng(seed)
-    kept = {}
-    for group, size in sizes.items():
-        shares = STREAM_SHARES if writers[group] > 1 else INNER_SHARES
-        share = generator.choice(shares)
-        kept[group] = size if group in held else max(8, int(size * share) // 8 * 8)
-    copy = without_weights(model)
-    for number, node in enumerate(copy.graph.node):
-        if node.op_type not in ("Conv", "Gemm"):
-            continue
-        into, out = (kept.get(root(name)) for name in (node.input[0], node.output[0]))
-        if node.op_type == "Conv" and group_of(node) > 1:
-            into = None
-            for attribute in node.attribute:
-                if attribute.name == "group":
-                    attribute.i = out
-        for position in range(1, len(node.input)):
-            name = node.input[position]
-            array = numpy_helper.to_array(weights[identical.get(name, name)])
-            array = array[:out, :into] if position == 1 else array[:out]
-            # The exporter lets equal weights share one name.
-            node.input[position] = f"{name} of {number}"
-            copy.graph.initializer.append(
-                numpy_helper.from_array(np.ascontiguousarray(array), node.input[position])
-            )
-    used = {name for node in copy.graph.node for name in node.input}
-    copy.graph.initializer.extend(t for name, t in weights.items() if name in used)
-    return copy
-
-
-def without_weights(model: Any) -> Any:
-    """The model's graph alone (weights are large)."""
-    graph = onnx.GraphProto(name=model.graph.name)
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    return onnx.helper.make_model(graph, opset_imports=model.opset_import)
-
-
-def group_of(node: Any) -> int:
-    return next((a.i for a in node.attribute if a.name == "group"), 1)
 
 
 if __name__ == "__main__":

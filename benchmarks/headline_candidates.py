@@ -23,8 +23,10 @@ from compressors.structure import Layer
 from latency_tables import Target
 from search_spaces import Policy
 from search_spaces.cost_model import CostModel, Factor
-from search_spaces.decision import DecisionKind
-from search_spaces.network_space import INTEGER_BITS, NetworkSpace, layer_tables, macs_model
+from search_spaces.decision import INTEGER_BITS, DecisionKind
+from search_spaces.layer_tables import layer_tables
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace
 
 Array: TypeAlias = NDArray[np.float64]
 # (layer, its inputs, its outputs) -> what it adds

@@ -50,7 +50,8 @@ from evaluation.device_scoring import DeviceScorerBuilder
 from evaluation.stopping import CONTENDERS
 from latency_tables import parse_target
 from search_spaces import DecisionKind, Evaluation, Pricer
-from search_spaces.network_space import NetworkSpace, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace
 from search_spaces.space import SearchSpace
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec, SpaceSpec

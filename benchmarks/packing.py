@@ -25,6 +25,7 @@ import torch
 import zstandard
 from torch import nn
 
+from benchmarks.some_images import some_of
 from compressors import Choices, Compressor, Plan, prepare
 from compressors.exported import ExportedNetwork
 from compressors.packed import pack, unpack
@@ -98,10 +99,11 @@ def main() -> int:
     load_weights(network, args.weights)
     data = sources.data(args.data)
     splits = carve(len(data.train), None, 16)  # type: ignore[arg-type]
-    some = splits.calibration[: args.calibration]
+    some = np.random.default_rng(0).permutation(splits.calibration)[: args.calibration].tolist()
     images = gather(data.train, some, "the train split").inputs
-    total = min(args.images, len(data.test))  # type: ignore[arg-type]
-    test = gather(data.test, range(total), "the test split")
+    some_tests = some_of(len(data.test), args.images)  # type: ignore[arg-type]
+    test = gather(data.test, some_tests, "the test split")
+    total = len(test)
     compressor = Compressor(prepare(network), images, [])
     raw = 4 * sum(p.numel() for p in compressor.folded.parameters())
     layers = [layer.path for layer in compressor.structure.layers]

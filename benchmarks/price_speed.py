@@ -25,7 +25,8 @@ from compressors import Compressor
 from latency_tables import Kernel, parse_target
 from search_spaces import Pricer
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
-from search_spaces.network_space import macs_model, size_model
+from search_spaces.macs_model import macs_model
+from search_spaces.size_model import size_model
 from service.graphs import Graphs
 from service.job_setup import default_shape, load_network
 from service.sources import Sources

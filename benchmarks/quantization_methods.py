@@ -29,6 +29,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from benchmarks.some_images import some_of
 from compressors import CompressionRecipe, Compressor, Plan, prepare
 from compressors.calibration import METHODS
 from compressors.compressor import Choices, Compressed
@@ -214,8 +215,8 @@ def load_data(args: argparse.Namespace) -> tuple[Examples, Examples]:
     some = np.random.default_rng(0).permutation(splits.calibration)[: args.calibration_images]
     calibration = gather(source, some.tolist(), "calibration")
     if args.split == "test":
-        count = min(args.images, len(data.test))  # type: ignore[arg-type]
-        return calibration, gather(data.test, range(count), "test")
+        some_tests = some_of(len(data.test), args.images)  # type: ignore[arg-type]
+        return calibration, gather(data.test, some_tests, "test")
     return calibration, gather(source, splits.search, "search")
 
 

@@ -42,7 +42,9 @@ from evaluation.scoring import PolicyScorer
 from evaluation.stopping import CONTENDERS, bar
 from search_spaces import CostModel, Evaluation, Policy, Pricer
 from search_spaces.cost_model import Factor
-from search_spaces.network_space import NetworkSpace, layer_tables, macs_model
+from search_spaces.layer_tables import layer_tables
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.sources import Sources

@@ -26,9 +26,9 @@ import torch
 from compressors import Choices, Compressor
 from latency_tables import KernelUse, LatencyTable, TableStore, Target, merge_uses, parse_target
 from search_spaces import Policy
-from search_spaces.decision import DecisionKind
+from search_spaces.decision import INTEGER_BITS, DecisionKind
 from search_spaces.latency_model import sample_policies
-from search_spaces.network_space import INTEGER_BITS, NetworkSpace
+from search_spaces.network_space import NetworkSpace
 from service.graphs import Graphs, integer_layers
 from service.job_setup import default_shape, load_network
 from service.kernel_rows import measure_missing

@@ -38,7 +38,7 @@ from evaluation.device_scoring import DeviceScorerBuilder
 from evaluation.splits import Examples, gather
 from evaluation.stopping import CONTENDERS
 from latency_tables import HostFingerprint, TableStore, Target
-from search_spaces.network_space import INTEGER_BITS
+from search_spaces.decision import INTEGER_BITS
 from service.finalists import Finalist, FinalistPicker
 from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job

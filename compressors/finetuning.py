@@ -344,9 +344,11 @@ def cannot_fade(compressor: Compressor, start: Compressed) -> str | None:
         return "layers with zeros"
     if plan.ranks:
         return "factored layers"
-    kept = {path: m for path, m in compressor.folded.named_modules() if path in plan.channels}
-    gone = (path for path in plan.channels if inside(path, plan.dropped))
-    mixing = sorted({path for path, m in kept.items() if mixes_channels(m)} - {*gone})
+    mixing = sorted(
+        path
+        for path, module in compressor.folded.named_modules()
+        if path in plan.channels and mixes_channels(module) and not inside(path, plan.dropped)
+    )
     return f"the norm {mixing[0]}, which computes another function without them" if mixing else None
 
 

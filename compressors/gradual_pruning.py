@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from compressors.errors import TrainingError
 from compressors.pruner import Channels
 
 
@@ -48,18 +47,13 @@ def mixes_channels(module: nn.Module) -> bool:
 def fade(network: nn.Module, channels: Channels) -> list[InputFade]:
     """Attaches a fade to every layer that reads channels to be removed, in place.
 
-    Raises:
-        TrainingError: a removed channel reaches a norm over channels, which computes another function without it.
+    Args:
+        channels: that stay; none goes that reaches a norm over channels, which computes another function without it.
     """
     modules = dict(network.named_modules())
     fades = []
     for path, axes in channels.items():
         module = modules.get(path)
-        if module is not None and mixes_channels(module):
-            raise TrainingError(
-                f"{path} is a norm over channels: those that reach one cannot be pruned gradually; "
-                "prune before training"
-            )
         if module is not None and "in" in axes and isinstance(module, nn.Conv2d | nn.Linear):
             one = InputFade(module.weight, axes["in"])
             parametrize.register_parametrization(module, "weight", one)

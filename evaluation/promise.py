@@ -8,7 +8,7 @@ final accuracy (and within the better half) is, for the divergence alone and wit
 policies              alone         with MACs
 ====================  ============  ============
 ResNet-20, 48         0.89, 0.81    0.96, 0.84
-ResNet-20, 48 others  0.87, 0.83    0.97, 0.94
+ResNet-20, 48 others  0.87, 0.84    0.97, 0.94
 ResNet-56, 24         0.97, 0.79    0.95, 0.83
 ====================  ============  ============
 

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from compressors.structure import Layer
-from search_spaces.bit_widths import MOST, BitWidths
+from search_spaces.bit_widths import BitWidths
 from search_spaces.cost_model import Factor
-from search_spaces.decision import FLOAT_BITS, Decision, DecisionKind, LayerFeatures
+from search_spaces.decision import FLOAT_BITS, INTEGER_BITS, Decision, DecisionKind, LayerFeatures
 from search_spaces.space import SearchSpace
 
 
@@ -40,24 +40,40 @@ def bit_decisions(
         )
 
 
-def ended_weights(space: SearchSpace) -> tuple[Factor, ...]:
-    """One for every layer whose weights have fewer than 8 bits: its file says so by a node more."""
-    return tuple(
-        _counted(space, i, home) for i, home in enumerate(space.float_of) if home is not None
-    )
+def integer_decisions(space: SearchSpace) -> tuple[int, ...]:
+    """Positions of the decisions that have a layer run in integers or in float."""
+    return (*space.of_kind(DecisionKind.PRECISION), *_widths_or_float(space))
 
 
-def ended_activations(space: SearchSpace) -> tuple[Factor, ...]:
-    """One for every layer that reads fewer than 8 bits."""
+def _widths_or_float(space: SearchSpace) -> tuple[int, ...]:
     return tuple(
-        _counted(space, i)
+        i
         for i in space.of_kind(DecisionKind.ACTIVATION_BITS)
         if space.decisions[i].largest == FLOAT_BITS
     )
 
 
-def _counted(space: SearchSpace, position: int, home: int | None = None) -> Factor:
-    """1 where a decision has fewer than 8 bits in an integer layer outside dropped blocks.
+def integer_layers(space: SearchSpace) -> tuple[Factor, ...]:
+    """One for every layer that runs in integers."""
+    return tuple(_counted(space, i, FLOAT_BITS) for i in integer_decisions(space))
+
+
+def ended_weights(space: SearchSpace) -> tuple[Factor, ...]:
+    """One for every layer whose weights have fewer than 8 bits: its file says so by a node more."""
+    return tuple(
+        _counted(space, i, INTEGER_BITS, home)
+        for i, home in enumerate(space.float_of)
+        if home is not None
+    )
+
+
+def ended_activations(space: SearchSpace) -> tuple[Factor, ...]:
+    """One for every layer that reads fewer than 8 bits."""
+    return tuple(_counted(space, i, INTEGER_BITS) for i in _widths_or_float(space))
+
+
+def _counted(space: SearchSpace, position: int, bits: int, home: int | None = None) -> Factor:
+    """1 where a decision has fewer than so many bits in an integer layer outside dropped blocks.
 
     Args:
         home: the decision on the layer's activation bits, of one on weights.
@@ -67,6 +83,6 @@ def _counted(space: SearchSpace, position: int, home: int | None = None) -> Fact
     table = np.ones(())
     for i in scope:
         values = np.array(space.decisions[i].values)
-        alive = values == 1 if i == block else values < (MOST if i == position else FLOAT_BITS)
+        alive = values == 1 if i == block else values < (bits if i == position else FLOAT_BITS)
         table = table[..., None] * alive
     return Factor(tuple(scope), table)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from latency_tables.capabilities import Capabilities
+from search_spaces.decision import INTEGER_BITS
 from search_spaces.errors import SpaceError
 
 # One bit is left out: without training no network survived it, and a binary grid has no zero.
-FEWEST, MOST = 2, 8
+FEWEST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,19 @@ class BitWidths:
 
     def __post_init__(self) -> None:
         for name, bits in (("weights", self.weights), ("activations", self.activations)):
-            if list(bits) != sorted(set(bits)) or not all(FEWEST <= b <= MOST for b in bits):
+            if list(bits) != sorted(set(bits)) or not all(
+                FEWEST <= b <= INTEGER_BITS for b in bits
+            ):
                 raise SpaceError(
-                    f"bits of {name} must be increasing numbers from {FEWEST} to {MOST}, not {list(bits)}"
+                    f"bits of {name} must be increasing numbers from {FEWEST} to {INTEGER_BITS}, not {list(bits)}"
                 )
-            if MOST not in bits:
+            if INTEGER_BITS not in bits:
                 raise SpaceError(
-                    f"bits of {name} need {MOST} among them, which plain integer layers have"
+                    f"bits of {name} need {INTEGER_BITS} among them, which plain integer layers have"
                 )
-        if self.weights == self.activations == (MOST,):
+        if self.weights == self.activations == (INTEGER_BITS,):
             raise SpaceError(
-                f"bits of {MOST} alone are decided without being named; give fewer bits, or none at all"
+                f"bits of {INTEGER_BITS} alone are decided without being named; give fewer bits, or none at all"
             )
 
     def missing(self, target: Capabilities) -> tuple[int, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from search_spaces.errors import SpaceError
 
-# As the bits of a layer: it runs in float.
+# As the bits of a layer: it runs in plain integers, or in float.
+INTEGER_BITS = 8
 FLOAT_BITS = 32
 
 

@@ -8,13 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces.cost_model import Factor
-from search_spaces.decision import Decision, DecisionKind
+from search_spaces.decision import FLOAT_BITS, INTEGER_BITS, Decision, DecisionKind
 from search_spaces.space import SearchSpace
 
 _NORMAL = NormalDist()
-_MOST_BITS = 32
-# What a layer reads: a walk is not to spend on float what 8 bits give.
-_MOST_READ = 8
 
 
 def lost_energy(decision: Decision) -> NDArray[np.float64]:
@@ -28,9 +25,10 @@ def lost_energy(decision: Decision) -> NDArray[np.float64]:
     """
     values = np.array(decision.values, dtype=np.float64)
     if decision.kind is DecisionKind.WEIGHT_BITS:
-        return np.where(values < _MOST_BITS, 3 * 4.0**-values, 0.0)
+        return np.where(values < FLOAT_BITS, 3 * 4.0**-values, 0.0)
     if decision.kind is DecisionKind.ACTIVATION_BITS:
-        return np.asarray(3 * 4.0 ** -np.minimum(values, _MOST_READ))
+        # A walk is not to spend on float what 8 bits give.
+        return np.asarray(3 * 4.0 ** -np.minimum(values, INTEGER_BITS))
     if decision.kind is DecisionKind.SPARSITY:
         return np.array([_below(kept / 100) for kept in decision.values])
     return np.zeros(len(values))

@@ -19,7 +19,8 @@ from compressors.structure import Layer
 from latency_tables import Kernel, KernelUse
 from search_spaces.cost_model import CostModel, Factor
 from search_spaces.decision import DecisionKind
-from search_spaces.network_space import LayerTables, NetworkSpace, layer_tables
+from search_spaces.layer_tables import LayerTables, layer_tables
+from search_spaces.network_space import NetworkSpace
 from search_spaces.policy import Policy
 from search_spaces.surroundings import Side, Surroundings
 
@@ -187,12 +188,7 @@ def _fit_layer(
     """Terms of one layer: a table over its own decisions, plus what depends on its surroundings."""
     tables = layer_tables(network_space, layer)
     scope = tables.scope
-    ranks = [a for a, i in enumerate(scope) if _kind(network_space, i) is DecisionKind.RANK]
-    rank = ranks[0] if ranks else None
-    widths_at = [
-        a for a, i in enumerate(scope) if _kind(network_space, i) is DecisionKind.WEIGHT_BITS
-    ]
-    bits = widths_at[0] if widths_at else None
+    spared = _spared(network_space, tables)
     shape = tables.outputs.shape
     places = indices[:, list(scope)]
     alive = tables.outputs[tuple(places.T)] > 0 if scope else np.ones(len(indices), dtype=bool)
@@ -207,7 +203,7 @@ def _fit_layer(
     main = np.zeros(shape)
     weights = np.zeros(features.shape[1])
     for _ in range(3):
-        main = _table(places, costs - extra, tables, rank, bits)
+        main = _table(places, costs - extra, tables, spared)
         residual = costs - (main[tuple(places.T)] if scope else main)
         weights = _ridge(features, residual)
         extra = features @ weights
@@ -300,58 +296,48 @@ def _kind(network_space: NetworkSpace, position: int) -> DecisionKind:
     return network_space.space.decisions[position].kind
 
 
+def _spared(
+    network_space: NetworkSpace, tables: LayerTables
+) -> tuple[int, NDArray[np.bool_]] | None:
+    """The axis of a layer's rank and where the layer is factored, or that of its weights' bits and where it runs in
+    integers: elsewhere it costs the same along that axis. None where it has neither; it never has both."""
+    for axis, i in enumerate(tables.scope):
+        kind = _kind(network_space, i)
+        if kind is DecisionKind.RANK:
+            return axis, tables.factored
+        if kind is DecisionKind.WEIGHT_BITS:
+            return axis, tables.integer
+    return None
+
+
 def _table(
     places: NDArray[np.int64],
     costs: NDArray[np.float64],
     tables: LayerTables,
-    rank: int | None,
-    bits: int | None = None,
+    spared: tuple[int, NDArray[np.bool_]] | None,
 ) -> NDArray[np.float64]:
     """``_fill`` of a layer that may be factored: its factors cost in another way than the whole layer does, which
     costs the same whatever rank it was spared. So does a float layer, whatever bits its weights were spared.
 
     Args:
-        rank: the axis of the layer's rank, None where it has none.
-        bits: the axis of its weights' bits, None where it has none; a layer has one of the two at most.
+        spared: see ``_spared``.
     """
     alive = tables.outputs > 0
     shape = alive.shape
-    if bits is not None:
-        return _with_bits(places, costs, tables, bits)
-    if rank is None:
+    if spared is None:
         return _fill(places, costs, shape, alive)
-    low = tables.factored[tuple(places.T)]
+    axis, apart = spared
+    low = apart[tuple(places.T)]
     if low.all() or not low.any():
         return _fill(places, costs, shape, alive)
-    without = tuple(n for axis, n in enumerate(shape) if axis != rank)
     pooled = _fill(
-        np.delete(places[~low], rank, axis=1),
+        np.delete(places[~low], axis, axis=1),
         costs[~low],
-        without,
-        np.asarray(alive.any(axis=rank)),
+        tuple(n for a, n in enumerate(shape) if a != axis),
+        np.asarray(alive.any(axis=axis)),
     )
-    factored = _fill(places[low], costs[low], shape, tables.factored)
-    whole = np.broadcast_to(np.expand_dims(pooled, rank), shape)
-    return np.asarray(np.where(tables.factored, factored, whole) * alive)
-
-
-def _with_bits(
-    places: NDArray[np.int64], costs: NDArray[np.float64], tables: LayerTables, bits: int
-) -> NDArray[np.float64]:
-    alive = tables.outputs > 0
-    integer = tables.integer[tuple(places.T)]
-    found = np.zeros(alive.shape)
-    if integer.any():
-        found = _fill(places[integer], costs[integer], alive.shape, tables.integer)
-    if not integer.all():
-        whole = _fill(
-            np.delete(places[~integer], bits, axis=1),
-            costs[~integer],
-            tuple(np.delete(alive.shape, bits)),
-            np.asarray(alive.any(axis=bits)),
-        )
-        found = np.where(tables.integer, found, np.expand_dims(whole, bits))
-    return np.asarray(found * alive)
+    own = _fill(places[low], costs[low], shape, apart)
+    return np.asarray(np.where(apart, own, np.expand_dims(pooled, axis)) * alive)
 
 
 def _fill(

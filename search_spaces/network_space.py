@@ -6,21 +6,22 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 from torch import Tensor, nn
 
 from compressors.compressor import Choices
 from compressors.groups import PruningGroup, find_groups
-from compressors.low_rank import factor_sizes, full_rank, kernel_positions, split_rank
-from compressors.structure import Layer, Product, Structure, analyse, inside
+from compressors.structure import Layer, Structure, analyse, inside
 from latency_tables.capabilities import Capabilities
-from search_spaces.bit_decisions import bit_decisions, ended_activations, ended_weights
+from search_spaces.bit_decisions import bit_decisions
 from search_spaces.bit_widths import BitWidths
-from search_spaces.cost_model import CostModel, Factor
-from search_spaces.decision import Decision, DecisionKind, LayerFeatures
+from search_spaces.decision import (
+    FLOAT_BITS,
+    INTEGER_BITS,
+    Decision,
+    DecisionKind,
+    LayerFeatures,
+)
 from search_spaces.errors import SpaceError
-from search_spaces.packed_decisions import FLOAT_BITS as FLOAT_BITS
-from search_spaces.packed_decisions import INTEGER_BITS as INTEGER_BITS
 from search_spaces.packed_decisions import (
     KEPT_PERCENT,
     WEIGHT_BITS,
@@ -30,7 +31,7 @@ from search_spaces.packed_decisions import (
 )
 from search_spaces.packed_decisions import LARGEST_TABLE as LARGEST_PACKED
 from search_spaces.policy import Policy
-from search_spaces.ranks import OfferedRanks, RankOffer, RankValues, factored_macs
+from search_spaces.ranks import OfferedRanks, RankOffer, RankValues
 from search_spaces.space import SearchSpace
 
 # The smallest share of a group's channels that is offered (AMC uses 0.2).
@@ -350,207 +351,3 @@ def _features(layer: Layer) -> LayerFeatures:
         macs=layer.macs,
         weights=layer.weights,
     )
-
-
-@dataclass(frozen=True)
-class LayerTables:
-    """Channel counts of one layer for every combination of the decisions that shape it.
-
-    Attributes:
-        scope: positions of those decisions.
-        inputs, outputs: float64, one axis a decision of the scope; 0 where the layer is dropped.
-        integer: bool of the same shape: whether it runs in integers.
-        into, out: float64, its input and output rank; 0 where it is not factored.
-    """
-
-    scope: tuple[int, ...]
-    inputs: np.ndarray
-    outputs: np.ndarray
-    integer: np.ndarray
-    into: np.ndarray
-    out: np.ndarray
-
-    @property
-    def factored(self) -> np.ndarray:
-        """Bool: whether the layer is factored."""
-        return np.asarray(self.out > 0)
-
-
-def layer_tables(network_space: NetworkSpace, layer: Layer) -> LayerTables:
-    """See ``LayerTables``."""
-    space = network_space.space
-    scope = network_space.scope_of(layer)
-    decisions = [space.decisions[i] for i in scope]
-    shape = [len(d.values) for d in decisions]
-    inputs = np.full(shape, float(layer.in_channels))
-    outputs = np.full(shape, float(layer.out_channels))
-    integer = np.zeros(shape, dtype=bool)
-    alive = np.ones(shape, dtype=bool)
-    kernel = kernel_positions(layer)
-    rank = np.full(shape, float(full_rank(layer, kernel)))
-    for axis, decision in enumerate(decisions):
-        values = np.array(decision.values, dtype=float)
-        spread = values.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-        if decision.kind is DecisionKind.BLOCK:
-            alive = alive & (spread == 1)
-        elif decision.kind is DecisionKind.PRECISION:
-            integer = integer | (spread == INTEGER_BITS)
-        elif decision.kind is DecisionKind.ACTIVATION_BITS:
-            integer = integer | (spread < FLOAT_BITS)
-        elif decision.kind is DecisionKind.WEIGHT_BITS:
-            continue
-        elif decision.kind is DecisionKind.RANK:
-            rank = rank * 0 + spread
-        else:
-            group = network_space.groups[decision.module]
-            for member in group.members:
-                if member.path == layer.path:
-                    removed = (group.channels - spread) * member.positions.shape[1]
-                    if member.axis == "in":
-                        inputs = inputs - removed
-                    elif member.axis == "both":  # grouped: inputs go with the outputs they make
-                        inputs = inputs - removed * (layer.in_channels / layer.out_channels)
-                    if member.axis in ("out", "both"):
-                        outputs = outputs - removed
-    into, out = split_rank(layer, kernel, rank, inputs, outputs)
-    # As ``low_rank.ranks_of`` has it: factors that would hold no fewer weights are not made.
-    fewer = sum(factor_sizes(kernel, into, out, inputs, outputs)) < kernel * inputs * outputs
-    factored = alive & (rank < full_rank(layer, kernel)) & fewer
-    return LayerTables(
-        scope, inputs * alive, outputs * alive, integer & alive, into * factored, out * factored
-    )
-
-
-def macs_model(network_space: NetworkSpace) -> CostModel:
-    """Multiply-accumulates of one example, exact: convolutions, linear layers and the products of attention."""
-    factors = []
-    constant = 0.0
-    for layer in network_space.structure.layers:
-        tables = layer_tables(network_space, layer)
-        if layer.kind in ("depthwise", "grouped"):
-            share = tables.outputs / layer.out_channels
-        else:
-            share = tables.inputs * tables.outputs / (layer.in_channels * layer.out_channels)
-        macs = layer.macs * share
-        if tables.factored.any():
-            low = factored_macs(layer, tables.into, tables.out, tables.inputs, tables.outputs)
-            macs = np.where(tables.factored, low, macs)
-        if tables.scope:
-            factors.append(Factor(tables.scope, np.asarray(macs, dtype=np.float64)))
-        else:
-            constant += layer.macs
-    for product in network_space.structure.products:
-        factor = _product_factor(network_space, product)
-        if factor.scope:
-            factors.append(factor)
-        else:
-            constant += product.macs
-    return CostModel(constant, tuple(factors))
-
-
-def _product_factor(network_space: NetworkSpace, product: Product) -> Factor:
-    """Multiply-accumulates of a product of attention: in proportion to the heads that its module keeps."""
-    space = network_space.space
-    shares = {
-        f"{root}:channels": group.channels
-        for root, group in network_space.groups.items()
-        if any((m.path, m.axis) == (product.module, "heads") for m in group.attached)
-    }
-    block = network_space.block_of(product.module)
-    if block is not None:
-        shares[f"{block}:block"] = 1
-    scope = sorted((space.position[i], whole) for i, whole in shares.items() if i in space.position)
-    table = np.array(float(product.macs))
-    for position, whole in scope:
-        kept = np.array(space.decisions[position].values, dtype=np.float64)
-        table = table[..., None] * (kept / whole)
-    return Factor(tuple(position for position, _ in scope), table)
-
-
-def size_model(network_space: NetworkSpace, file_sizes: list[tuple[Policy, int]]) -> CostModel:
-    """Bytes of the exported file.
-
-    Weights, biases and scales are counted; what the file holds besides (nodes, names) is a constant and a share an
-    integer layer, a factored layer, a dropped block and a layer with fewer than 8 bits, fitted to real exports.
-
-    Args:
-        file_sizes: policies with the size of their exported file, bytes; at least two.
-    """
-    space = network_space.space
-    factors = []
-    constant = 0.0
-    low: list[Factor] = []
-    for layer in network_space.structure.layers:
-        tables = layer_tables(network_space, layer)
-        dense = layer.kind in ("conv", "linear")
-        each = layer.weights / (layer.out_channels * (layer.in_channels if dense else 1))
-        weights = each * tables.outputs * (tables.inputs if dense else 1)
-        # int8 weight + float scale + int8 zero point, int32 bias + float scale + int32 zero point
-        integer = weights + tables.outputs * (4 + 1 + 4 + 4 + 4)
-        real = 4 * weights + 4 * tables.outputs
-        table = np.where(tables.integer, integer, real)
-        if tables.factored.any():
-            table = np.where(tables.factored, _factored_bytes(layer, tables), table)
-            low.append(Factor(tables.scope, tables.factored.astype(np.float64)))
-        if tables.scope:
-            factors.append(Factor(tables.scope, np.asarray(table, dtype=np.float64)))
-        else:
-            constant += float(table)
-    model = CostModel(constant, tuple(factors))
-    indices = np.array([space.indices(p) for p, _ in file_sizes])
-    left = np.array([float(size) for _, size in file_sizes]) - model.price(indices)
-    precision, block = integer_decisions(space), space.of_kind(DecisionKind.BLOCK)
-    integers = np.array([_active_integers(space, p) for p, _ in file_sizes], dtype=float)
-    drops = (
-        (indices[:, list(block)] == 0).sum(axis=1).astype(float) if block else np.zeros(len(left))
-    )
-    factored = CostModel(0.0, tuple(low)).price(indices) if low else np.zeros(len(left))
-    ended = [ended_weights(space), ended_activations(space)]
-    ends = [CostModel(0.0, own).price(indices) if own else np.zeros(len(left)) for own in ended]
-    design = np.stack([np.ones(len(left)), integers, drops, factored, *ends], axis=1)
-    used = [0] + [k for k in range(1, design.shape[1]) if np.ptp(design[:, k]) > 0]
-    solved = np.zeros(design.shape[1])
-    solved[used] = np.linalg.lstsq(design[:, used], left, rcond=None)[0]
-    extra = [Factor((i,), np.array([solved[2], 0.0])) for i in block]
-    for share, terms in zip(solved[3:], (low, *ended)):
-        extra += [Factor(f.scope, share * f.table) for f in terms]
-    for i in precision:
-        home = space.block_of[i]
-        own = np.where(np.array(space.decisions[i].values) < FLOAT_BITS, solved[1], 0.0)
-        if home is None:
-            extra.append(Factor((i,), own))
-        else:
-            extra.append(Factor((home, i), np.stack([np.zeros(len(own)), own])))
-    full = CostModel(constant + solved[0], (*factors, *extra))
-    errors = np.abs(full.price(indices) / np.array([s for _, s in file_sizes]) - 1)
-    return CostModel(full.constant, full.factors, float(errors.max()) / 1.6449)
-
-
-def _factored_bytes(layer: Layer, tables: LayerTables) -> np.ndarray:
-    """Bytes of a factored layer's weights, biases and scales: only its last factor has a bias."""
-    kernel = kernel_positions(layer)
-    weights = sum(factor_sizes(kernel, tables.into, tables.out, tables.inputs, tables.outputs))
-    between = tables.out if kernel == 1 else tables.into + tables.out
-    integer = weights + (4 + 1) * between + (4 + 1 + 4 + 4 + 4) * tables.outputs
-    return np.asarray(np.where(tables.integer, integer, 4 * weights + 4 * tables.outputs))
-
-
-def integer_decisions(space: SearchSpace) -> tuple[int, ...]:
-    """Positions of the decisions that have a layer run in integers or in float."""
-    return (
-        *space.of_kind(DecisionKind.PRECISION),
-        *(
-            i
-            for i in space.of_kind(DecisionKind.ACTIVATION_BITS)
-            if space.decisions[i].largest == FLOAT_BITS
-        ),
-    )
-
-
-def _active_integers(space: SearchSpace, policy: Policy) -> int:
-    count, integers = 0, integer_decisions(space)
-    for i, value in enumerate(policy.values):
-        if i in integers and value < FLOAT_BITS:
-            home = space.block_of[i]
-            count += home is None or policy.values[home] == 1
-    return count

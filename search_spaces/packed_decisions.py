@@ -12,13 +12,17 @@ from dataclasses import replace
 
 from compressors.compressor import Choices
 from compressors.structure import Layer
-from search_spaces.decision import FLOAT_BITS as FLOAT_BITS
-from search_spaces.decision import Decision, DecisionKind, LayerFeatures
+from search_spaces.bit_widths import FEWEST
+from search_spaces.decision import (
+    FLOAT_BITS,
+    INTEGER_BITS,
+    Decision,
+    DecisionKind,
+    LayerFeatures,
+)
 from search_spaces.errors import SpaceError
 
-INTEGER_BITS = 8
-# One bit is left out: without training no network survived it, and a binary grid has no zero.
-WEIGHT_BITS = (2, 3, 4, 5, 6, INTEGER_BITS, FLOAT_BITS)
+WEIGHT_BITS = (FEWEST, 3, 4, 5, 6, INTEGER_BITS, FLOAT_BITS)
 # Per cent of a layer's weights that stay nonzero.
 KEPT_PERCENT = (10, 15, 25, 35, 50, 75, 100)
 # (N, M) as in 2:4.

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from compressors.low_rank import factor_sizes, kernel_positions
 from compressors.structure import Layer
 from search_spaces.cost_model import CostModel, Factor
-from search_spaces.decision import DecisionKind
-from search_spaces.network_space import NetworkSpace, layer_tables
-from search_spaces.packed_decisions import FLOAT_BITS, KEPT_PERCENT, WEIGHT_BITS
+from search_spaces.decision import FLOAT_BITS, DecisionKind
+from search_spaces.layer_tables import layer_tables
+from search_spaces.network_space import NetworkSpace
+from search_spaces.packed_decisions import KEPT_PERCENT, WEIGHT_BITS
 from search_spaces.packed_rates import Rates
 from search_spaces.policy import Policy
 
@@ -140,9 +141,7 @@ def _float_bytes(rates: Rates, layer: Layer) -> Floats:
 
 def _decided(table: Floats, decided: Mapping[DecisionKind, Sequence[int]]) -> Floats:
     """Only the values and axes that are decided; along the others the layer is as it was."""
-    for axis, (kind, every) in enumerate(
-        ((DecisionKind.WEIGHT_BITS, WEIGHT_BITS), (DecisionKind.SPARSITY, KEPT_PERCENT))
-    ):
+    for axis, (kind, every) in enumerate(zip(_KINDS, (WEIGHT_BITS, KEPT_PERCENT))):
         values = decided.get(kind, every[-1:])
         table = np.take(table, [every.index(value) for value in values], axis)
     absent = tuple(axis for axis, kind in enumerate(_KINDS) if kind not in decided)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from compressors.codebook import share_values
 from compressors.sparsity import magnitude_mask, zeroed
 from compressors.weight_grid import fit_weight, quantize_weight
-from search_spaces.packed_decisions import FLOAT_BITS, KEPT_PERCENT, WEIGHT_BITS
+from search_spaces.decision import FLOAT_BITS
+from search_spaces.packed_decisions import KEPT_PERCENT, WEIGHT_BITS
 
 Floats = NDArray[np.float64]
 # Weights looked at of a layer: whole output channels, so that their scales are those of the layer.

@@ -35,6 +35,7 @@ class PolicyIndices:
         self._dropped = np.array([self._index[block].get(0, -1) for block in blocks])
         bits = space.of_kind(DecisionKind.WEIGHT_BITS)
         homes = [(i, home) for i, home in enumerate(space.float_of) if home is not None]
+        # Weight bits without one may be held to their layer's precision: left to the space.
         self._plain = len(homes) == len(bits)
         self._narrowed = np.array([i for i, _ in homes], dtype=np.int64)
         self._homes = np.array([home for _, home in homes], dtype=np.int64)

@@ -14,8 +14,9 @@ from search_spaces.network_space import NetworkSpace
 NEIGHBOURS = 3
 # The same for the second nearest that runs.
 FAR = 4
-# Entries of one direction's table where layers choose among bits.
-_LARGEST = 2100
+# Entries of one direction's table where layers choose among bits: three neighbours of four values each fit, or two of
+# eight, which are all there can be.
+_LARGEST = 2048
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,11 @@ class Comparison:
         """Whether the latencies were measured."""
         return bool(self.intervals)
 
+    def ratio_json(self, name: str) -> dict[str, Any]:
+        """A file's latency over the uncompressed network's; the interval is None where it is predicted."""
+        interval = list(self.intervals[name]) if self.measured else None
+        return {"estimate": self.ratios[name], "ci95": interval}
+
     def faster(self, name: str) -> bool:
         """Whether a file is surely (measured) or by prediction faster than the uncompressed network."""
         return (self.intervals[name][1] if self.measured else self.ratios[name]) < 1

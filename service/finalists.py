@@ -8,6 +8,10 @@ from functools import reduce
 from pathlib import Path
 
 from compressors import Compressed
+from compressors.errors import PruningError
+from evaluation.errors import ScoringError
+from evaluation.outcome import outcome_of
+from evaluation.promise import PromiseScorer
 from latency_tables import TableStore
 from search_spaces import Evaluation, Policy, Pricer
 from search_spaces.budget import PACKED
@@ -185,18 +189,14 @@ class FinalistPicker:
     ) -> tuple[Policy, Evaluation] | None:
         """The most wanted of what was not tried; of a front what adds most to those that are accepted."""
         if self._axes is None:
-            wanted = self._wanted(trials, self.pricer, len(tried) + 1)
-            return next((c for c in wanted if c[0] not in tried), None)
+            return next(
+                (c for c in self._best_first(trials, self.pricer) if c[0] not in tried), None
+            )
         left = {p: e for p, e in evaluated(trials, self.pricer).items() if p not in tried}
         taken = [(finalist.policy, finalist.evaluation) for finalist in accepted]
         return next(iter(front_first(left, self.pricer, self._axes, 1, taken)), None)
 
-    def _wanted(
-        self, trials: list[Trial], pricer: Pricer, count: int
-    ) -> list[tuple[Policy, Evaluation]]:
-        """At least ``count`` policies within the bounds, where there are as many, the most wanted first."""
-        if self._axes is not None:
-            return front_first(evaluated(trials, pricer), pricer, self._axes, count)
+    def _best_first(self, trials: list[Trial], pricer: Pricer) -> list[tuple[Policy, Evaluation]]:
         spec = self._setup.spec
         return best_first(trials, pricer, spec.objective, spec.max_drop)
 
@@ -204,8 +204,7 @@ class FinalistPicker:
         """Compresses, exports and times (or prices) one policy."""
         compressed = self._scorer.compress(policy)
         # Where prices were corrected a finalist may be one that the search gave up after a part of the images.
-        partly = evaluation is not None and evaluation.images is not None
-        if evaluation is None or (partly and evaluation.images != len(self._setup.search)):
+        if evaluation is None or evaluation.images not in (None, len(self._setup.search)):
             evaluation = self._scorer.score_compressed(compressed)
         elif self._promise is not None:
             evaluation = self._promise.without(policy, evaluation)
@@ -245,8 +244,7 @@ class FinalistPicker:
 
     @property
     def _verb(self) -> str:
-        measured = any(place.target.can_measure for place in self._prices.places)
-        return "measuring" if measured else "pricing"
+        return "measuring" if self._prices.measurable else "pricing"
 
     def _correct(self, missed: Finalist) -> None:
         """Learns prices again from what was measured; what is left of the miss is a factor on all of them."""
@@ -295,7 +293,11 @@ class FinalistPicker:
                 break
             self._check()
             self._stage("finalists", f"growing policy {finalist.policy.digest}", self.grown, 0)
-            larger = self.measure(policy)
+            try:
+                larger = self.measure(policy)
+            except (PruningError, ScoringError):
+                # Nobody tried this policy before; what the search found is not lost for it.
+                break
             self.grown += 1
             if not larger.met or self._promised(larger) <= self._promised(finalist):
                 break
@@ -323,17 +325,21 @@ class FinalistPicker:
         """
         free = self.pricer.with_limits({})
         known = {t.policy for t in trials}
+        wanted = (
+            self._best_first(trials, free)[:REPAIRED]
+            if self._axes is None
+            else front_first(evaluated(trials, free), free, self._axes, REPAIRED)
+        )
+        scorer = self._scorer
+        promised = scorer if self._promise is None else PromiseScorer(scorer, self._promise)
         made: list[Trial] = []
-        for policy, _ in self._wanted(trials, free, REPAIRED)[:REPAIRED]:
+        for policy, _ in wanted:
             repaired = self.pricer.repair(policy)
             if repaired not in known and self.pricer.within(repaired):
                 self._check()
                 known.add(repaired)
                 self._stage("finalists", f"repairing policy {policy.digest}", len(made), REPAIRED)
-                evaluation = self._scorer.score(repaired)
-                if self._promise is not None:
-                    evaluation = self._promise.of(repaired, evaluation)
-                made.append(Trial(-1, repaired, evaluation))
+                made.append(Trial(-1, repaired, outcome_of(promised, repaired)))
         self.repaired += len(made)
         return made
 

@@ -15,11 +15,11 @@ from search_spaces import Evaluation, Policy
 from search_spaces.dominance import nondominated
 from search_spaces.front import FrontAxes
 from service.energy_bound import QUANTITY
-from service.file_results import Comparison, Measured, drop_json
+from service.file_results import Comparison, Measured
 from service.job_files import write_json
 from service.job_setup import JobSetup
 from service.prices import Prices
-from service.reporting import held
+from service.reporting import costs_json, held, missed
 from service.target_files import export_for
 
 # Where the files of members other than the delivered one lie.
@@ -100,7 +100,6 @@ def front_json(
     for member, name, own, best in zip(
         members, names, have, nondominated(np.array(points)), strict=True
     ):
-        misses = {q: own[q] / v - 1 for q, v in limits.items() if own[q] > v * (1 + 1e-9)}
         folder = "" if name == "compressed" else f"{member.folder}/"
         found.append(
             {
@@ -109,15 +108,7 @@ def front_json(
                 "artifact": f"{folder}{setup.target.artifact_name}",
                 "score": member.evaluation.score,
                 "interval": list(member.evaluation.interval),
-                **measured[name].to_json(),
-                "accuracy_drop": drop_json(measured["baseline"], measured[name]),
-                "latency_ratio": {
-                    "estimate": compared.ratios[name],
-                    "ci95": list(compared.intervals[name]) if compared.measured else None,
-                },
-                "energy_ratio": compared.energy_ratios.get(name),
-                "met_budget": not misses,
-                "violations": misses,
+                **costs_json(measured, compared, missed(limits, own), name),
                 "on_front": bool(best),
             }
         )

@@ -24,8 +24,8 @@ from evaluation.splits import Examples, Splits, carve, gather, spread
 from latency_tables import Catalog, Target
 from latency_tables.capabilities import Capabilities
 from search_spaces.bit_widths import BitWidths
-from search_spaces.budget import bounds_packed
-from search_spaces.network_space import NetworkSpace, build_space, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace, build_space
 from search_spaces.ranks import RankOffer
 from service.errors import SourceError
 from service.job_spec import JobSpec
@@ -225,11 +225,10 @@ def load_job(
         for one in targets
     }
     offer = AgreedRanks(offers) if len(offers) > 1 else offers[spec.target]
-    packed = any(bounds_packed(one.spec.priced) for one in targets)
     shared = common(targets)
     network = load_network(
         spec.model.source, sources, weights, shape, shared, spec.space.scope, spec.space.exclude,
-        offer, packed, spec.space.pattern, spec.space.widths,
+        offer, spec.packed, spec.space.pattern, spec.space.widths,
     )  # fmt: skip
     _check_classes(network.network_space.structure.graph.output_shape, data, search)
     _length(data.test, "test")

@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from search_spaces.bit_widths import BitWidths
-from search_spaces.budget import BUDGET_KEYS, Budget
+from search_spaces.budget import BUDGET_KEYS, Budget, bounds_packed
 from search_spaces.errors import BudgetError, SpaceError
 
 # The names of agents.registry, which is not imported here: it loads torch, and a client need not.
@@ -219,12 +219,13 @@ def _known_budget(value: Any) -> Any:
     return value
 
 
+TargetName = Annotated[str, Field(max_length=200)]
+
+
 class TargetSpec(_Strict):
     """One of several targets, with the budget that is to hold on it."""
 
-    name: Annotated[str, Field(max_length=200)] = Field(
-        description="as target: a device with its options, or a table's name"
-    )
+    name: TargetName = Field(description="as target: a device with its options, or a table's name")
     budget: dict[str, float] = Field(description="bounds on this target, its own network's costs")
 
     @field_validator("budget", mode="before")
@@ -278,7 +279,7 @@ class JobSpec(_Strict):
     name: Annotated[str, Field(max_length=200)] = ""
     model: ModelSpec
     data: DataSpec
-    target: str = "x86-ort"
+    target: TargetName = "x86-ort"
     budget: dict[str, float]
     targets: tuple[TargetSpec, ...] | None = Field(
         default=None,
@@ -399,8 +400,7 @@ class JobSpec(_Strict):
     def _zeros_have_an_effect(self) -> JobSpec:
         if self.space.pattern is None:
             return self
-        bounds = [self.budget, *(one.budget for one in self.targets or ()), *[self.costs or ()]]
-        if not {"packed_size", "packed_bytes"} & {key for keys in bounds for key in keys}:
+        if not self.packed:
             raise ValueError(
                 f"space.zeros {self.space.zeros} needs a bound on packed bytes, e.g. packed_size 0.2: no runtime we "
                 "export to is faster for zeros, so without one none are decided"
@@ -419,8 +419,7 @@ class JobSpec(_Strict):
             raise ValueError(
                 "space.bits: scope prune decides no bits; use scope quantize or joint, or leave space.bits out"
             )
-        bounds = [self.budget, *(one.budget for one in self.targets or ()), *[self.costs or ()]]
-        if {"packed_size", "packed_bytes"} & {key for keys in bounds for key in keys}:
+        if self.packed:
             raise ValueError(
                 "space.bits: a bound on packed bytes decides bits of weights by itself; leave that bound or space.bits "
                 "out"
@@ -480,3 +479,8 @@ class JobSpec(_Strict):
         costs = self.costs if self.costs is not None else () if self.budget else ("latency", "size")
         bounded = {BUDGET_KEYS[key][0] for key in self.budget}
         return {c: _UNBOUNDED for c in costs if BUDGET_KEYS[c][0] not in bounded} | self.budget
+
+    @property
+    def packed(self) -> bool:
+        """Whether any target's budget bounds the packed file, or a front is held against it."""
+        return any(bounds_packed(self.alone(place).priced) for place in range(len(self.places)))

@@ -25,7 +25,8 @@ from latency_tables.latency import now
 from search_spaces import Policy
 from search_spaces.decision import DecisionKind
 from search_spaces.latency_model import sample_policies
-from search_spaces.network_space import NetworkSpace, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace
 from search_spaces.space import SearchSpace
 from service.graphs import Graphs
 from service.job_setup import load_network

@@ -15,7 +15,8 @@ from search_spaces import CostModel, Policy, Pricer
 from search_spaces.budget import BUDGET_KEYS, PACKED, bounds_packed
 from search_spaces.decision import DecisionKind
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
-from search_spaces.network_space import macs_model, size_model
+from search_spaces.macs_model import macs_model
+from search_spaces.size_model import size_model
 from service.anchors import Sums
 from service.energy_bound import QUANTITY
 from service.energy_costs import KernelEnergies

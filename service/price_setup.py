@@ -20,7 +20,9 @@ from latency_tables.energy import Metered
 from search_spaces import Policy
 from search_spaces.budget import PACKED, bounds_packed
 from search_spaces.latency_model import PricedGraph, sample_policies
-from search_spaces.network_space import NetworkSpace, macs_model, size_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace
+from search_spaces.size_model import size_model
 from service.anchors import Anchor, Anchors, Sums, measure_quietly
 from service.energy_bound import QUANTITY
 from service.energy_costs import KernelEnergies

@@ -3,8 +3,7 @@
 With a bound on latency or energy the kernels of a layer and of its factors are priced, alone and at the widths of the
 uncompressed network, timed first where the device is here, and ranks that do not make the layer faster are withheld.
 With a bound on size every rank is offered; on a target that cannot measure, those whose kernels its table can price.
-Each shape is looked at once, as a network of
-this one layer and a rectifier.
+Each shape is looked at once, as a network of this one layer and a rectifier.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from agents.uniform import UniformPolicy, best_uniform, uniform_policy
 from evaluation.errors import ScoringError
 from search_spaces import Policy, Pricer
+from search_spaces.bit_decisions import integer_decisions
 from search_spaces.budget import PACKED
-from search_spaces.decision import DecisionKind
-from search_spaces.network_space import INTEGER_BITS, integer_decisions
+from search_spaces.decision import INTEGER_BITS, DecisionKind
 from service.job_setup import JobSetup
 from service.packed_prices import packed_size
 

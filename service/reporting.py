@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,7 @@ def build_report(
     """The contract's ``report.json``."""
     spec, target = setup.spec, setup.target
     baseline, chosen = measured["baseline"], measured["compressed"]
-    have = held(spec.budget, prices, chosen, compared)
-    misses = {q: have[q] / limit - 1 for q, limit in limits.items() if have[q] > limit * (1 + 1e-9)}
+    misses = missed(limits, held(spec.budget, prices, chosen, compared))
     drop = drop_json(baseline, chosen)
     met = not misses and (spec.max_drop is None or drop["estimate"] <= spec.max_drop)
     return {
@@ -160,10 +160,7 @@ def build_report(
         "winner": policy.digest,
         "baseline": baseline.to_json(),
         "compressed": chosen.to_json(),
-        "latency_ratio": {
-            "estimate": compared.ratios["compressed"],
-            "ci95": list(compared.intervals["compressed"]) if compared.measured else None,
-        },
+        "latency_ratio": compared.ratio_json("compressed"),
         "energy_ratio": compared.energy_ratios.get("compressed"),
         "weight_bytes": weight_bytes(setup.compressor),
         "accuracy_drop": drop,
@@ -231,6 +228,33 @@ def held(
         share = prices.uncompressed.get(quantity, own / max(ratio, 1e-12)) * ratio
         have[quantity] = margin * (own if exact or fraction not in budget else share)
     return have
+
+
+def missed(limits: Mapping[str, float], have: Mapping[str, float]) -> dict[str, float]:
+    """By how much each bound is exceeded by what is held against it, as a fraction of the bound."""
+    return {q: have[q] / v - 1 for q, v in limits.items() if have[q] > v * (1 + 1e-9)}
+
+
+def costs_json(
+    measured: Mapping[str, Measured],
+    compared: Comparison,
+    misses: Mapping[str, float],
+    name: str,
+) -> dict[str, Any]:
+    """What one file takes and gives, beside the uncompressed network.
+
+    Args:
+        misses: bounds that it misses.
+        name: of the file.
+    """
+    return {
+        **measured[name].to_json(),
+        "accuracy_drop": drop_json(measured["baseline"], measured[name]),
+        "latency_ratio": compared.ratio_json(name),
+        "energy_ratio": compared.energy_ratios.get(name),
+        "met_budget": not misses,
+        "violations": dict(misses),
+    }
 
 
 def _versions() -> dict[str, str | None]:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search_spaces import CostModel, Policy, Pricer
-from search_spaces.decision import DecisionKind
-from search_spaces.network_space import FLOAT_BITS, NetworkSpace
+from search_spaces.decision import FLOAT_BITS, DecisionKind
+from search_spaces.network_space import NetworkSpace
 from search_spaces.space import SearchSpace
 
 MOST = 24

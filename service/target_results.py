@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.file_results import Comparison, Measured, drop_json
+from service.file_results import Comparison, Measured
 from service.front_files import Member
 from service.job_prices import TargetPrices
 from service.job_setup import JobSetup
-from service.reporting import held, target_json
+from service.reporting import costs_json, held, missed, target_json
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TargetResults:
     def violations(self, file: str = "compressed") -> dict[str, float]:
         """Bounds of this target's budget that a file misses, as fractions of them."""
         have = held(self.on.of.budget, self.on.prices, self.measured[file], self.compared, file)
-        return {q: have[q] / v - 1 for q, v in self.limits.items() if have[q] > v * (1 + 1e-9)}
+        return missed(self.limits, have)
 
     def by_job(self, violations: Mapping[str, float]) -> dict[str, float]:
         """The same by the names that the job has for them."""
@@ -43,18 +43,7 @@ class TargetResults:
 
     def costs_json(self, file: str) -> dict[str, Any]:
         """What one file takes and gives here, beside the uncompressed network."""
-        misses, compared = self.violations(file), self.compared
-        return {
-            **self.measured[file].to_json(),
-            "accuracy_drop": drop_json(self.measured["baseline"], self.measured[file]),
-            "latency_ratio": {
-                "estimate": compared.ratios[file],
-                "ci95": list(compared.intervals[file]) if compared.measured else None,
-            },
-            "energy_ratio": compared.energy_ratios.get(file),
-            "met_budget": not misses,
-            "violations": misses,
-        }
+        return costs_json(self.measured, self.compared, self.violations(file), file)
 
     def to_json(self, references: Sequence[str]) -> dict[str, Any]:
         """An entry of ``targets`` in ``report.json``."""

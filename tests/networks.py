@@ -13,7 +13,7 @@ from torch import Tensor, nn
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 ZOO = SHARED / "zoo"
 needs_zoo = pytest.mark.skipif(
-    not ZOO.is_dir(), reason="the zoo of trained networks is not beside the checkout"
+    not ZOO.is_dir(), reason="needs the zoo of trained networks beside the checkout"
 )
 
 

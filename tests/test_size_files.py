@@ -14,12 +14,13 @@ from compressors.structure import example_input
 from compressors.training_images import TensorImages
 from latency_tables import parse_target
 from search_spaces import DecisionKind
-from search_spaces.network_space import build_space, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import build_space
 
 ROOT = Path(__file__).resolve().parents[1]
 ZOO = ROOT.parent / "shared" / "zoo"
 if not (ZOO / "cifar_zoo.py").is_file():
-    pytest.skip("needs the zoo of ../shared", allow_module_level=True)
+    pytest.skip("needs the zoo of trained networks beside the checkout", allow_module_level=True)
 for folder in (ROOT, ZOO):
     sys.path.append(str(folder))
 

@@ -17,7 +17,8 @@ from compressors.exporter import export_onnx
 from compressors.structure import example_input
 from latency_tables import parse_target
 from search_spaces.latency_model import sample_policies
-from search_spaces.network_space import build_space, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import build_space
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers import environments
+from benchmarks.peers.assignment import FILE
 from benchmarks.peers.registry import PEERS
 
 NETWORKS = ("resnet20", "mobilenet_v2", "resnet56")
@@ -110,7 +111,7 @@ def search(args: argparse.Namespace) -> int:
     failed = []
     for network in args.networks:
         folder = args.work / network
-        assignment = folder / "assignment.json"
+        assignment = folder / FILE
         if not assignment.exists():
             assignment = assign(network, args.zoo, folder, args.images, args.seed)
         out = (folder / "answers").resolve()
@@ -147,10 +148,11 @@ def finish(args: argparse.Namespace) -> int:
     from benchmarks.headline import images_of
     from benchmarks.peers.results import finish as measured
     from benchmarks.peers.results import table
+    from benchmarks.some_images import some_of
 
     test = images_of("test")
     if args.test_images:
-        test = test.subset(torch.arange(0, len(test), -(-len(test) // args.test_images)))
+        test = test.subset(some_of(len(test), args.test_images))
     found: dict[str, Any] = {}
     for network in args.networks:
         found[network] = measured(args.work / network, test, args.seconds)

@@ -9,18 +9,17 @@ the accuracy on search images, then the candidates of most groups lowered that t
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from benchmarks.peers.answers import Answer, Kind, Stopwatch
-from benchmarks.peers.assignment import Assignment, accuracy_of, outputs_of
+from benchmarks.peers.assignment import Assignment, accuracy_of, layers_of, outputs_of
+from benchmarks.peers.command import begin, parser_of
 
 PACKAGE = "aimet-torch"
 DROPS = (0.005,)
@@ -28,15 +27,10 @@ _WIDE, _NARROW = 8, 4
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assignment", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--drops", type=float, nargs="+", default=list(DROPS))
     parser.add_argument("--images", type=int, help="of the search images; all when left out")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    assignment = Assignment.read(args.assignment)
-    torch.manual_seed(assignment.seed)
+    args, assignment = begin(parser)
     for drop in args.drops:
         answer(assignment, drop, args.images, args.out)
     return 0
@@ -51,7 +45,7 @@ def answer(assignment: Assignment, drop: float, images: int | None, out: Path) -
     from aimet_torch.quantsim import QuantizationSimModel
 
     network = assignment.original()
-    paths = [p for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    paths = layers_of(network)
     calibration = assignment.calibration()
     inputs, targets = assignment.search(images)
     count = 0

@@ -74,6 +74,11 @@ def write_images(file: Path, calibration: Tensor, inputs: Tensor, targets: Tenso
     save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file)
 
 
+def layers_of(network: nn.Module) -> list[str]:
+    """Paths of the layers that have weights to quantize."""
+    return [path for path, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
 def batches(*tensors: Tensor, size: int = _BATCH) -> list[tuple[Tensor, ...]]:
     """Tensors of one length in batches, as loaders give them."""
     return list(zip(*(torch.split(tensor, size) for tensor in tensors), strict=True))

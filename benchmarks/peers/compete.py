@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from benchmarks.peers.answers import ANSWER_FILE, MODEL_FILE, PROBED, Answer, Kind, read_network
-from benchmarks.peers.assignment import Assignment
+from benchmarks.peers.assignment import FILE, Assignment
 from benchmarks.peers.ours import Effort, Found, at_bytes, at_latency
 from benchmarks.peers.registry import peer_of
 from benchmarks.peers.transfer import (
@@ -72,6 +72,11 @@ class Entry:
         return [cls(**row) for row in json.loads((folder / ENTRIES_FILE).read_text())]
 
 
+def file_of(folder: Path, name: str) -> Path:
+    """An entry's file, of a network's folder."""
+    return folder / "files" / f"{name.replace(' ', '-')}.onnx"
+
+
 class Competition:
     """See the module's docstring.
 
@@ -82,7 +87,7 @@ class Competition:
 
     def __init__(self, folder: Path, wanted: float) -> None:
         self._folder, self._wanted = folder, wanted
-        self._assignment = Assignment.read(folder / "assignment.json")
+        self._assignment = Assignment.read(folder / FILE)
         self._target: Target = parse_target("x86-ort")
         self._original: nn.Module = prepare(self._assignment.original())
         self._inputs, self._targets = self._assignment.search()
@@ -93,8 +98,7 @@ class Competition:
         self._layers = [
             x.path for x in self._compressor.structure.layers if runs_integer(x, self._target)
         ]
-        self.files = folder / "files"
-        self.files.mkdir(exist_ok=True)
+        (folder / "files").mkdir(exist_ok=True)
         self._entries: list[Entry] = []
 
     def run(self, effort: Effort | None, kernel_seconds: float, only: Sequence[str] = ()) -> None:
@@ -153,7 +157,7 @@ class Competition:
         return entry
 
     def file(self, name: str) -> Path:
-        return self.files / f"{name.replace(' ', '-')}.onnx"
+        return file_of(self._folder, name)
 
     def _accuracy(self, file: Path) -> float:
         outputs = self._target.run(file, self._inputs.numpy())
@@ -202,9 +206,7 @@ class Competition:
         )
         tried = {m.name: [ratios[m.name], m.search_accuracy] for m in members}
         facts = {**chosen.facts, "leads": True, "wanted": self._wanted, "family": tried}
-        self._entries.append(
-            Entry(**{**asdict(chosen), "facts": facts | self._cost(dict(family)[chosen.name])})
-        )
+        self._entries.append(replace(chosen, facts=facts | self._cost(dict(family)[chosen.name])))
         refitted = pruned[chosen.name].refitted()
         what = f"{chosen.what}, with Trimtab's refit"
         self._add(f"{chosen.name}-refit", refitted, chosen.group, what, answer=chosen.name)
@@ -239,8 +241,7 @@ class Competition:
 
     def _ours(self, entry: Entry, answer: Answer, effort: Effort, kernel_seconds: float) -> None:
         """Trimtab in the peer's time, or in its bytes."""
-        evaluations = max(effort.evaluations, answer.evaluations)
-        own = Effort(evaluations, effort.seconds, effort.workers, effort.data_dir, effort.seed)
+        own = replace(effort, evaluations=max(effort.evaluations, answer.evaluations))
         if answer.kind is Kind.BITS:
             assert entry.packed_bytes is not None
             for scope, said in SCOPES.items():

@@ -10,17 +10,16 @@ accuracy is in the answer.
 
 from __future__ import annotations
 
-import argparse
 import copy
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from benchmarks.peers.answers import Answer, Kind, Stopwatch
-from benchmarks.peers.assignment import Assignment, accuracy_of, batches
+from benchmarks.peers.assignment import Assignment, accuracy_of, batches, layers_of
+from benchmarks.peers.command import begin, parser_of
 
 PACKAGE = "model_compression_toolkit"
 # Of what the weights take in 8 bits.
@@ -29,15 +28,10 @@ _BATCH = 32
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assignment", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--images", type=int, help="its own accuracy is told on; all when left out")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    assignment = Assignment.read(args.assignment)
-    torch.manual_seed(assignment.seed)
+    args, assignment = begin(parser)
     for share in args.shares:
         answer(assignment, share, args.images, args.out)
     return 0
@@ -48,7 +42,7 @@ def answer(assignment: Assignment, share: float, images: int | None, out: Path) 
     import model_compression_toolkit as mct
 
     network = assignment.original()
-    paths = [p for p, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    paths = layers_of(network)
     calibration = assignment.calibration()
 
     def examples() -> Iterator[list[Tensor]]:

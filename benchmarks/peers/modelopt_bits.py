@@ -9,7 +9,6 @@ the search images (``method="gradient"``, the default), its solver a linear prog
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Mapping
@@ -17,12 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.peers.answers import Answer, Kind, Stopwatch
 from benchmarks.peers.assignment import Assignment, accuracy_of, batches
+from benchmarks.peers.command import begin, parser_of
 
 PACKAGE = "nvidia-modelopt"
 FORMATS = (2, 3, 4, 6, 8)
@@ -32,15 +31,10 @@ FLOAT_BITS = 32
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assignment", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=list(EFFECTIVE))
     parser.add_argument("--images", type=int, help="of the search images; all when left out")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    assignment = Assignment.read(args.assignment)
-    torch.manual_seed(assignment.seed)
+    args, assignment = begin(parser)
     with tempfile.TemporaryDirectory() as scratch:
         watch = Stopwatch()
         for bits in args.bits:

@@ -11,7 +11,6 @@ sensitivities serves all bounds; its scores and seconds are counted for each of 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.answers import Answer, Kind, Stopwatch, write_network
 from benchmarks.peers.assignment import Assignment, accuracy_of, batches
+from benchmarks.peers.command import begin, parser_of
 
 PACKAGE = "nvidia-modelopt"
 SHARES = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.6, 0.5)
@@ -31,16 +31,11 @@ BATCHES = 50
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assignment", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--flops", type=float, nargs="+", default=list(SHARES))
     parser.add_argument("--images", type=int, help="of the search images; all when left out")
     parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    assignment = Assignment.read(args.assignment)
-    torch.manual_seed(assignment.seed)
+    args, assignment = begin(parser)
     inputs, targets = (t.to(args.device) for t in assignment.search(args.images))
     score = Score(inputs, targets)
     with tempfile.TemporaryDirectory() as scratch:

@@ -9,7 +9,6 @@ it leaves is a finished file.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -18,26 +17,22 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 
 from benchmarks.peers.answers import MODEL_FILE, Answer, Kind, Stopwatch
 from benchmarks.peers.assignment import Assignment
+from benchmarks.peers.command import begin, parser_of
 
 PACKAGE = "nncf"
 DROPS = (0.0, 0.001, 0.005)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assignment", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--drops", type=float, nargs="+", default=list(DROPS))
     parser.add_argument("--images", type=int, help="of the search images; all when left out")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
+    args, assignment = begin(parser)
     # Without it every call is reported over the network.
     os.environ["NNCF_CI"] = "1"
-    assignment = Assignment.read(args.assignment)
     for drop in args.drops:
         answer(assignment, drop, args.images, args.out)
     return 0

@@ -12,6 +12,7 @@ from typing import Any
 from agents.registry import make_agent
 from benchmarks.peers.assignment import Assignment, write_images
 from benchmarks.process_pool import ProcessPool
+from benchmarks.some_images import shuffled
 from benchmarks.verify_artifacts import UNIFORM
 from benchmarks.without_training import Run
 from compressors import Compressed, Plan
@@ -19,7 +20,7 @@ from compressors.exporter import export_onnx, save_onnx
 from evaluation.stopping import CONTENDERS
 from search_spaces import Pricer
 from search_spaces.budget import PACKED
-from search_spaces.network_space import macs_model
+from search_spaces.macs_model import macs_model
 from service.finalists import Finalist, best_first
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
@@ -85,7 +86,11 @@ def assign(network: str, zoo: Path, folder: Path, images: int, seed: int) -> Pat
     made = Assignment(
         network, zoo.resolve(), folder / "images.safetensors", folder / "model.onnx", seed
     )
-    write_images(made.images, setup.calibration.inputs, setup.search.inputs, setup.search.targets)
+    # Some peers look at the first few alone, and data may come in the order of its classes.
+    calibration = shuffled(seed, setup.calibration.inputs)[0]
+    write_images(
+        made.images, calibration, *shuffled(seed, setup.search.inputs, setup.search.targets)
+    )
     plain = Plan(input_shape=setup.input_shape)
     save_onnx(export_onnx(setup.compressor.folded, plain), made.model)
     return made.write(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.compete import Entry
+from benchmarks.peers.compete import Entry, file_of
 from benchmarks.verify_artifacts import FLOAT, UNIFORM, accuracy_of, drop_of, right
 from compressors.training_images import TensorImages
 from latency_tables import HostFingerprint, Measurements, parse_target
@@ -27,7 +27,7 @@ def finish(folder: Path, test: TensorImages, seconds: float) -> dict[str, Any]:
     """
     entries = Entry.read_all(folder)
     target = parse_target("x86-ort")
-    files = {e.name: folder / "files" / f"{e.name.replace(' ', '-')}.onnx" for e in entries}
+    files = {e.name: file_of(folder, e.name) for e in entries}
     times = target.measure(files, seconds=seconds)
     hits = {name: right(target, file, test) for name, file in files.items()}
     sizes = {name: file.stat().st_size for name, file in files.items()}

@@ -10,7 +10,6 @@ everything but the classifier is as well, as its README does. One network a prun
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 
 from benchmarks.peers.answers import Answer, Kind, Stopwatch, write_network
 from benchmarks.peers.assignment import Assignment, accuracy_of
+from benchmarks.peers.command import begin, parser_of
 
 PACKAGE = "torch-pruning"
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7)
@@ -27,14 +27,10 @@ STEP = 8
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("assignment", type=Path)
-    parser.add_argument("out", type=Path)
+    parser = parser_of(__doc__)
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--whole", action="store_true", help="also all widths, the stream's too")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    assignment = Assignment.read(args.assignment)
+    args, assignment = begin(parser)
     for whole in (False, True) if args.whole else (False,):
         for ratio in args.ratios:
             answer(assignment, ratio, whole, args.out)

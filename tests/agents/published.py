@@ -17,7 +17,7 @@ PUBLISHED = Path(__file__).parents[2] / ".." / "shared" / "published_tables"
 
 def _require() -> None:
     if not PUBLISHED.exists():
-        pytest.skip("the published tables are not here")
+        pytest.skip("needs the published tables beside the checkout")
 
 
 def hawq(network: str) -> tuple[SearchSpace, CostModel, CostModel, float]:

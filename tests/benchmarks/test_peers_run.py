@@ -23,7 +23,7 @@ from benchmarks.peers.transfer import PrunedNetwork, check_same  # noqa: E402
 
 needs_peer = pytest.mark.skipif(
     not environments.ready("torch_pruning"),
-    reason="no environment: python -m benchmarks.peers environments torch_pruning",
+    reason="needs what python -m benchmarks.peers environments torch_pruning makes",
 )
 
 

@@ -186,7 +186,7 @@ def test_what_only_streams_is_bound_by_the_interface() -> None:
 def published() -> LayerTable:
     files = sorted(PUBLISHED.glob("*.json"))
     if not files:
-        pytest.skip("the published tables are not beside this repository")
+        pytest.skip("needs the published tables beside the checkout")
     (table,) = import_file(files[0]).tables.values()
     assert isinstance(table, LayerTable)
     return table

@@ -21,7 +21,7 @@ def bare() -> CudaTarget:
     """The target on a machine without a GPU."""
     target = CudaTarget()
     if target.can_measure:
-        pytest.skip("this machine has an NVIDIA GPU")
+        pytest.skip("needs a machine without an NVIDIA GPU")
     return target
 
 

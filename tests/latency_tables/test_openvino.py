@@ -26,13 +26,13 @@ from latency_tables import (
 )
 from latency_tables.contract import TargetContract, small_network
 
-pytest.importorskip("openvino", reason="OpenVINO is not installed")
+pytest.importorskip("openvino", reason="needs OpenVINO")
 
 from latency_tables.openvino import OpenVinoTarget
 
 rng = np.random.default_rng(0)
 AMX = "amx_bf16" in HostFingerprint.here().flags
-needs_amx = pytest.mark.skipif(not AMX, reason="this processor has no AMX")
+needs_amx = pytest.mark.skipif(not AMX, reason="needs a processor with AMX")
 
 
 class TestOpenVino(TargetContract):

@@ -163,7 +163,7 @@ def test_layers_have_a_line_a_precision(layers: LayerTable, tmp_path: Path) -> N
 
 
 def test_pandas_reads_it(table: LatencyTable, tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
     save_table(table, tmp_path / "table.parquet")
     frame = pandas.read_parquet(tmp_path / "table.parquet")
     assert frame.groupby("arithmetic").median_us.count().to_dict() == {"float": 2, "integer": 1}

@@ -178,7 +178,7 @@ def test_layers_against_bits() -> None:
         layer_panels(layers([[1], [2]], [(32, 32)]))
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published tables are not beside this")
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published tables beside the checkout")
 def test_published_tables_are_drawn_or_refused() -> None:
     drawn = 0
     for path in [*PUBLISHED.glob("haq/*.npy"), *PUBLISHED.glob("hawq_t4/*.json")]:

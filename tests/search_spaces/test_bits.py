@@ -20,8 +20,9 @@ from search_spaces import DecisionKind, Policy, Pricer, SearchSpace, SpaceError
 from search_spaces.bit_widths import BitWidths
 from search_spaces.decision import FLOAT_BITS
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
-from search_spaces.network_space import NetworkSpace, build_space, size_model
+from search_spaces.network_space import NetworkSpace, build_space
 from search_spaces.policy_indices import PolicyIndices
+from search_spaces.size_model import size_model
 from search_spaces.walk import is_active
 from tests.networks import SHAPE, SMALL, randomized
 

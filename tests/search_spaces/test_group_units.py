@@ -8,7 +8,8 @@ from compressors import Compressor, prepare
 from compressors.structure import analyse, example_input
 from latency_tables import parse_target
 from search_spaces.latency_model import sample_policies
-from search_spaces.network_space import build_space, channel_values, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import build_space, channel_values
 from tests.compressors.channel_networks import NETWORKS
 from tests.networks import SHAPE, randomized
 

@@ -14,11 +14,12 @@ from compressors.packed import pack_network
 from compressors.structure import example_input
 from latency_tables import parse_target
 from search_spaces import BudgetError, CostModel, Decision, DecisionKind, Policy, Pricer
-from search_spaces.decision import LayerFeatures
+from search_spaces.decision import FLOAT_BITS, LayerFeatures
 from search_spaces.distortion import lost_energy
 from search_spaces.errors import SpaceError
-from search_spaces.network_space import NetworkSpace, build_space, macs_model
-from search_spaces.packed_decisions import FLOAT_BITS, KEPT_PERCENT, WEIGHT_BITS
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace, build_space
+from search_spaces.packed_decisions import KEPT_PERCENT, WEIGHT_BITS
 from search_spaces.packed_model import packed_model, packed_samples
 from search_spaces.packed_rates import rates_of
 from tests.networks import SHAPE, PadResNet, randomized

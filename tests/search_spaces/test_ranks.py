@@ -16,8 +16,10 @@ from compressors.structure import Structure, analyse, example_input
 from latency_tables import Kernel, parse_target
 from search_spaces import DecisionKind, LayerFeatures
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
-from search_spaces.network_space import NetworkSpace, build_space, macs_model, size_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace, build_space
 from search_spaces.ranks import SHARES, OfferedRanks, rank_candidates, rank_values
+from search_spaces.size_model import size_model
 from tests.networks import SHAPE, SMALL, randomized
 
 TARGET = parse_target("x86-ort")

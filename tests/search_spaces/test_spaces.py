@@ -23,13 +23,9 @@ from search_spaces import (
     SpaceError,
 )
 from search_spaces.latency_model import PricedGraph, fit_latency, sample_policies
-from search_spaces.network_space import (
-    NetworkSpace,
-    build_space,
-    channel_values,
-    macs_model,
-    size_model,
-)
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace, build_space, channel_values
+from search_spaces.size_model import size_model
 from tests.networks import SHAPE, SMALL, PadResNet, randomized
 
 TARGET = parse_target("x86-ort")

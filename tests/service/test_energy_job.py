@@ -95,7 +95,7 @@ def job(
     # A token of its own: nothing here is held against a time, so it need not wait for who measures.
     target = OrtTarget(token=HostToken(folder / "token" / "host.lock"), powercap=powercap)
     if not target.can_measure:
-        pytest.skip("not an x86 machine")
+        pytest.skip("needs an x86 machine")
     spec = spec.model_copy(update={"budget": BUDGET})
     setup = replace(
         setup, spec=spec, targets=(replace(setup.targets[0], spec=spec, target=target),)
@@ -191,6 +191,6 @@ def test_without_a_counter_the_job_is_refused_at_its_start(tmp_path: Path) -> No
         }
     )
     if OrtTarget().energy_absent() is None:
-        pytest.skip("this machine has an energy counter")
+        pytest.skip("needs a machine without an energy counter")
     with pytest.raises(BudgetError, match=r"no energy counter.*cuda-torch-h100-batch32"):
         load_job(spec, Sources(), None, data_dir=tmp_path)

@@ -21,7 +21,7 @@ from compressors.packed import PACKED_FILE, pack_network
 from compressors.plan import Plan
 from search_spaces import Policy, Pricer
 from search_spaces.budget import PACKED
-from search_spaces.network_space import macs_model
+from search_spaces.macs_model import macs_model
 from service.demo_networks import DigitsNetwork, train_digits_cnn
 from service.file_check import FileCosts
 from service.finalist_rounding import FinalistRounding, recipe_json

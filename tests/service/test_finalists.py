@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from evaluation.errors import ScoringError
+from evaluation.scoring import PolicyScorer
 from latency_tables import TableStore
 from search_spaces import Evaluation, Policy
 from search_spaces.latency_model import sample_policies
@@ -110,6 +113,32 @@ def test_prices_that_are_too_high_leave_budget_that_the_winner_is_grown_into(
     assert picker.grown > 0
     assert winner.met
     assert winner.evaluation.score >= best
+
+
+@pytest.mark.parametrize(("factor", "calls"), [(1.6, 99), (0.4, 1)], ids=["grown", "repaired"])
+def test_a_policy_that_cannot_be_scored_does_not_lose_what_the_search_found(
+    factor: float,
+    calls: int,
+    job: tuple[JobSetup, Prices],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setup, prices = job
+    picker = picker_of(job, wrong_by(prices, factor), tmp_path)
+    trials = trials_within(picker, setup, 4)
+    scored, left = PolicyScorer.score_compressed, [None] * calls
+
+    def failing(*args: Any, **kwargs: Any) -> Evaluation:
+        if left:
+            left.pop()
+            raise ScoringError("the compressed network's outputs are not finite")
+        return scored(*args, **kwargs)
+
+    monkeypatch.setattr(PolicyScorer, "score_compressed", failing)
+    (winner,) = picker.pick(trials, 1)
+    assert winner.met and len(left) < calls
+    if factor > 1:
+        assert picker.grown == 0 and winner.policy in {trial.policy for trial in trials}
 
 
 def test_a_timed_network_is_priced_as_it_was_timed(job: tuple[JobSetup, Prices]) -> None:

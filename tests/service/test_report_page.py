@@ -317,7 +317,7 @@ def _chromium() -> str | None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(_chromium() is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(_chromium() is None, reason="needs Chromium")
 def test_a_browser_shows_it_without_errors_or_requests(tmp_path: Path) -> None:
     page, picture, log = tmp_path / "report.html", tmp_path / "page.png", tmp_path / "net.json"
     page.write_text(render(REPORT, TRIALS), encoding="utf-8")

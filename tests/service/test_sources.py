@@ -23,7 +23,9 @@ from service.source_name import SourceName
 from service.sources import DATA_FORMS, MODEL_FORMS, Sources
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "zoo"
-needs_zoo = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/zoo is not there")
+needs_zoo = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="needs the zoo of trained networks beside the checkout"
+)
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from compressors.structure import example_input
 from latency_tables import parse_target
 from search_spaces import CostModel, Factor, Policy, Pricer
 from search_spaces.decision import DecisionKind
-from search_spaces.network_space import NetworkSpace, build_space, macs_model
+from search_spaces.macs_model import macs_model
+from search_spaces.network_space import NetworkSpace, build_space
 from service.staircase_charts import staircase_charts, tones
 from service.staircases import staircases
 from tests.networks import SHAPE, PadResNet, randomized

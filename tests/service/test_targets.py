@@ -88,6 +88,7 @@ def test_a_resumed_job_must_have_the_same_targets() -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str, str]] = [
+    ({"target": "x" * 201, "budget": {"latency": 0.5}}, "target", "at most 200 characters"),
     ({"targets": [ORT], "target": "x86-ort"}, "targets", "takes the place of target and budget"),
     ({"targets": [ORT], "budget": {"size": 0.5}}, "targets", "takes the place of"),
     ({"targets": []}, "targets", "targets is empty; give at least one"),
