@@ -223,22 +223,33 @@ def _side_factor(
     widths: _Widths,
     weights: NDArray[np.float64],
 ) -> Factor:
-    """The fitted features of one side as a table."""
-    joint = tuple(sorted({*side.scope, *widths.scope}))
-    sizes = [len(network_space.space.decisions[i].values) for i in joint]
+    """The fitted features of one side as a table: those of its precisions and blocks, times each share of the widths."""
+    decisions = network_space.space.decisions
+    sizes = [len(decisions[i].values) for i in side.scope]
     every = np.zeros((int(np.prod(sizes)), len(network_space.space)), dtype=np.int64)
-    every[:, list(joint)] = np.stack(np.unravel_index(np.arange(len(every)), sizes), axis=1)
-    table = np.zeros(len(every))
+    every[:, list(side.scope)] = np.stack(np.unravel_index(np.arange(len(every)), sizes), axis=1)
+    joint = tuple(sorted({*side.scope, *widths.scope}))
+    table = np.zeros([len(decisions[i].values) for i in joint])
     per = len(weights) // (1 + len(widths.shares))
-    for n, scale in enumerate(widths.scales(every)):
-        table += scale * side.weighted(every, weights[n * per : (n + 1) * per])
-    table = table.reshape(sizes)
+    for n, (scope, share) in enumerate([((), np.ones(())), *widths.shares]):
+        part = side.weighted(every, weights[n * per : (n + 1) * per]).reshape(sizes)
+        table += _along(joint, scope, share) * _along(joint, side.scope, part)
     if home is not None and home in joint:
         # A dropped layer costs nothing.
-        dropped = [slice(None)] * len(sizes)
+        dropped = [slice(None)] * len(joint)
         dropped[joint.index(home)] = slice(0, 1)
         table[tuple(dropped)] = 0.0
     return Factor(joint, table)
+
+
+def _along(
+    joint: tuple[int, ...], scope: tuple[int, ...], table: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """A table over some decisions as one over more of them: of length 1 along the others."""
+    ordered = np.transpose(table, np.argsort(scope)) if scope else table
+    held = set(scope)
+    shape = iter(ordered.shape)
+    return ordered.reshape([next(shape) if i in held else 1 for i in joint])
 
 
 @dataclass(frozen=True)
