@@ -29,6 +29,8 @@ from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
 EVALUATIONS = 8
+# What everything costs over what it was priced at, once that is known.
+DEARER = 1.07
 
 
 def _space(layers: int, blocks: bool, precisions: tuple[int, ...]) -> SearchSpace:
@@ -308,6 +310,22 @@ class AgentContract:
             rest.append(drive(one, pricer, EVALUATIONS))
             assert one.finished == agent.finished
         assert rest[0] == rest[1]
+
+    def test_goes_on_from_its_state_under_other_prices(self, pricer: Pricer) -> None:
+        """As in the middle of a search, when prices are learned again from what was found."""
+        agent = self.agent(pricer)
+        drive(agent, pricer, EVALUATIONS // 2)
+        dearer = pricer
+        for quantity in pricer.limits:
+            dearer = dearer.corrected(quantity, DEARER)
+        follower, twin = self.agent(dearer), self.agent(dearer)
+        follower.load_state_dict(stored(agent))
+        twin.load_state_dict(stored(agent))
+        rest = drive(follower, dearer, EVALUATIONS)
+        assert all(dearer.within(policy) for policy in rest)
+        assert drive(twin, dearer, EVALUATIONS) == rest
+        # Finding the new bounds too tight for what is left is no reason to stop.
+        assert bool(rest) or agent.finished
 
     def test_saved_state_does_not_change_afterwards(self, pricer: Pricer) -> None:
         agent = self.agent(pricer)

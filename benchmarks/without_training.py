@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.protocol import Agent
 from agents.registry import make_agent
 from agents.uniform import uniform_policy
 from benchmarks.process_pool import ProcessPool
@@ -38,11 +39,13 @@ from evaluation.device_scoring import DeviceScorerBuilder
 from evaluation.splits import Examples, gather
 from evaluation.stopping import CONTENDERS
 from latency_tables import HostFingerprint, TableStore, Target
+from search_spaces import Pricer
 from search_spaces.decision import INTEGER_BITS
 from service.finalists import Finalist, FinalistPicker
 from service.job_prices import JobPrices
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
+from service.price_review import PriceReview
 from service.price_setup import learn_prices
 from service.search_loop import SearchLoop, Trial
 from service.sources import Sources
@@ -71,6 +74,9 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, help="keeps tables between runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="that policies are scored on")
+    parser.add_argument(
+        "--one-price", action="store_true", help="do not look at prices again during the search"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,7 +102,8 @@ class Run:
         times = self._target.measure(self._references, seconds=2.0)
         self._share = args.bound * times.ratio(UNIFORM, FLOAT)
         self._say("prices", f"the bound is {self._share:.3f} of fp32's time")
-        spec = setup.spec.model_copy(update={"budget": {"latency": self._share}})
+        asked = setup.spec.agent.model_copy(update={"evaluations": args.evaluations})
+        spec = setup.spec.model_copy(update={"budget": {"latency": self._share}, "agent": asked})
         self._job = dataclasses.replace(setup, spec=spec)
 
     def _setup(self) -> JobSetup:
@@ -143,11 +150,20 @@ class Run:
         )  # fmt: skip
         limits = {"latency_ms": self._share * prices.uncompressed["latency_ms"]}
         pricer = prices.pricer.with_limits(limits)
-        agent = make_agent(args.agent, pricer.space, pricer, args.evaluations, args.seed)
+        store = TableStore(data_dir / "tables")
+
+        def agent(own: Pricer) -> Agent:
+            return make_agent(args.agent, own.space, own, args.evaluations, args.seed)
+
+        review = PriceReview(
+            job, JobPrices.of(job.targets, [prices]), limits, self._scratch, store, lambda: None,
+            self._say, lambda _, value: value,
+        )  # fmt: skip
         priced = time.monotonic()
         loop = SearchLoop(
-            agent, pricer, lambda _: None, lambda: None, self._say, contenders=CONTENDERS
-        )
+            agent(pricer), pricer, lambda _: None, lambda: None, self._say, CONTENDERS,
+            None if args.one_price else review.repricing(agent),
+        )  # fmt: skip
         on_cpu = job.scorer_builder(self._scratch)
         builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
         pool = ProcessPool(builder, args.workers)
@@ -158,8 +174,7 @@ class Run:
             pool.close()
         searched = time.monotonic()
         picker = FinalistPicker(
-            job, JobPrices.of(job.targets, [prices]), limits, self._scratch, lambda: None, self._say,
-            TableStore(data_dir / "tables"),
+            job, review.prices, limits, self._scratch, lambda: None, self._say, store,
         )  # fmt: skip
         finalists = picker.pick(trials, FINALISTS)
         found = self._measured(finalists)
@@ -181,6 +196,7 @@ class Run:
             },
             "prices_error": prices.fit.heldout_mape,
             "anchors_error": prices.anchors.error,
+            "review": review.notes,
             "corrections": picker.corrections,
             "grown": picker.grown,
             **found,

@@ -223,7 +223,7 @@ def _side_factor(
     widths: _Widths,
     weights: NDArray[np.float64],
 ) -> Factor:
-    """The fitted features of one side as a table: those of its precisions and blocks, times each share of the widths."""
+    """The fitted features of one side as a table: of its precisions and blocks, times each share of the widths."""
     decisions = network_space.space.decisions
     sizes = [len(decisions[i].values) for i in side.scope]
     every = np.zeros((int(np.prod(sizes)), len(network_space.space)), dtype=np.int64)

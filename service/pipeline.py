@@ -15,6 +15,7 @@ import numpy as np
 
 from agents.fronts import make_front_agent
 from agents.objective import Objective
+from agents.protocol import Agent
 from compressors import Compressed, save
 from compressors.loading import PLAN_FILE
 from evaluation.promise import MACS_WEIGHT
@@ -37,6 +38,7 @@ from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.packed_prices import packed_size
 from service.plugins import agent_notes, builder
+from service.price_review import PriceReview
 from service.rank_offers import RankOffers, rank_notes
 from service.report_page import render
 from service.search_loop import SearchLoop, Trial
@@ -91,7 +93,14 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
     pricer.require_reachable()
     axes = axes_of(spec, pricer, context.pin)
     progress = FrontProgress(axes, context.stage)
-    trials, records = _search(spec, setup, pricer, context, hidden, deadline, axes, progress)
+    store = TableStore(context.data_dir / "tables")
+    review = PriceReview(
+        setup, prices, limits, hidden, store, context.check, context.stage, context.pin
+    )
+    trials, records = _search(
+        spec, setup, pricer, context, hidden, deadline, axes, progress, review
+    )
+    prices = review.prices
     if not any(isinstance(t.outcome, Evaluation) for t in trials):
         reasons = sorted(
             {t.outcome.reason for t in trials if not isinstance(t.outcome, Evaluation)}
@@ -99,7 +108,6 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         raise SearchFailed(
             f"none of {len(trials)} policies could be evaluated: {'; '.join(reasons[:3])}"
         )
-    store = TableStore(context.data_dir / "tables")
     whole_front = spec.objective == "pareto"
     picker = FinalistPicker(
         setup, prices, limits, hidden, context.check, context.stage, store,
@@ -149,6 +157,7 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
                 *prices.prediction_notes(),
                 *rank_notes(setup.network.network_space.whole),
                 *prices.notes,
+                *review.notes,
                 *agent_notes(spec.agent, pricer.space),
                 *notes,
             ],
@@ -170,14 +179,17 @@ def _search(
     deadline: float | None,
     axes: FrontAxes,
     progress: FrontProgress,
+    review: PriceReview,
 ) -> tuple[list[Trial], list[TrialRecord]]:
     space = setup.network.network_space.space
-    known = spec.agent.name, space, pricer, spec.agent.evaluations, spec.agent.seed
+    count, seed = spec.agent.evaluations, spec.agent.seed
     build = builder(spec.agent.name, context.plugins, spec.agent.published)
-    if spec.objective == "pareto":
-        agent = make_front_agent(*known, axes, build)
-    else:
-        agent = build(*known[1:], Objective.of(spec.objective, pricer, spec.max_drop))
+
+    def made(own: Pricer) -> Agent:
+        if spec.objective == "pareto":
+            return make_front_agent(spec.agent.name, space, own, count, seed, axes, build)
+        return build(space, own, count, seed, Objective.of(spec.objective, own, spec.max_drop))
+
     records: list[TrialRecord] = []
 
     def record(trials: Sequence[TrialRecord]) -> None:
@@ -187,7 +199,10 @@ def _search(
 
     # Under the other objectives a policy of a lower score may be the one that is wanted.
     contenders = CONTENDERS if spec.objective == "accuracy" else None
-    loop = SearchLoop(agent, pricer, record, context.check, progress.stage, contenders)
+    loop = SearchLoop(
+        made(pricer), pricer, record, context.check, progress.stage, contenders,
+        review.repricing(made),
+    )  # fmt: skip
     earlier = context.recorded()
     if earlier:
         context.stage(

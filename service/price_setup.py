@@ -199,6 +199,7 @@ def learn_prices(
         modelled / total if total else 0.0,
         tuple(notes),
         learned,
+        graphs,
         energy,
         energy_fit,
     )

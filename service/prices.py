@@ -15,10 +15,16 @@ from search_spaces import CostModel, Pricer
 from search_spaces.latency_model import NEAR, LatencyFit, PricedGraph, fit_latency
 from search_spaces.network_space import NetworkSpace
 from service.anchors import Anchors, Sums
+from service.energy_bound import QUANTITY
 from service.energy_costs import EnergyCosts
+from service.graphs import Graphs
 from service.kernel_rows import Rows
 from service.table_times import NetworkTimes
 
+# Times that a policy counts which a search liked, among those that prices are learned from.
+_REVIEW_WEIGHT = 4
+# Prices that are told this well are left as they are.
+_EXACT = 1e-3
 # Sampled policies that show what networks around the bound are like, at least.
 _LIKE = 5
 
@@ -33,6 +39,7 @@ class Learned:
         rows: costs of kernels.
         models: quantities that need no timing of networks.
         near_ms: latency around which prices should be right.
+        factor: what prices are multiplied by.
     """
 
     network_space: NetworkSpace
@@ -41,6 +48,7 @@ class Learned:
     rows: Rows
     models: Mapping[str, CostModel]
     near_ms: float
+    factor: float = 1.0
 
     def price(self, anchors: NetworkTimes) -> tuple[Pricer, LatencyFit]:
         """Local terms under the anchors."""
@@ -55,6 +63,7 @@ class Learned:
             table_error=anchors.error,
             near_us=1e3 * self.near_ms,
         )
+        fit = replace(fit, model=fit.model.scaled(self.factor))
         return Pricer(self.network_space.space, {"latency_ms": fit.model, **self.models}), fit
 
     def _around(self, totals: NDArray[np.float64]) -> Sums:
@@ -82,6 +91,7 @@ class Prices:
         modelled_share: part of the uncompressed network's kernel time that was not measured.
         notes: what a reader of the report must know.
         learned: see ``Learned``.
+        reader: tells what the runtime executes for a policy.
         energy: what kernels make of a network's energy, None where that is not known.
         energy_fit: how well the local terms of energy hold.
     """
@@ -95,6 +105,7 @@ class Prices:
     modelled_share: float
     notes: tuple[str, ...]
     learned: Learned
+    reader: Graphs
     energy: EnergyCosts | None = None
     energy_fit: LatencyFit | None = None
 
@@ -118,6 +129,54 @@ class Prices:
         pricer, fit = learned.price(self.anchors)
         return replace(self, pricer=pricer, fit=fit, table=table, learned=learned)
 
+    def reviewed(
+        self, graphs: Sequence[PricedGraph], ratios: Sequence[float], rows: Rows
+    ) -> tuple[Prices, float]:
+        """Learned again with the policies that a search liked best by now.
+
+        What local terms cannot tell of them, as it comes from further away in the network, is a factor on all prices.
+
+        Args:
+            graphs: those policies with their kernels.
+            ratios: latencies of the first of them over the uncompressed network's, of one run.
+            rows: costs of kernels by now.
+
+        Returns:
+            These prices where they hold already; and the median of what the policies took over what they were priced
+            at.
+        """
+        own = [Sums.of(graph.uses, rows) for graph in graphs]
+        anchors = self.anchors
+        if ratios:
+            assert isinstance(anchors, Anchors)
+            for sums, ratio in zip(own, ratios):
+                anchors = anchors.with_finalist(sums, ratio)
+        true = np.array([anchors.latency(sums) for sums in own])
+        true[: len(ratios)] = np.array(ratios) * anchors.latency_ms
+        seen = _median_ratio(true, self.pricer, graphs, "latency_ms")
+        models, energy_seen = dict(self.learned.models), 1.0
+        if self.energy is not None and QUANTITY in models:
+            energies = np.array([self.energy.of(graph.uses).net_mj for graph in graphs])
+            energy_seen = _median_ratio(energies, self.pricer, graphs, QUANTITY)
+            models[QUANTITY] = models[QUANTITY].scaled(energy_seen)
+        if not ratios and max(abs(seen - 1), abs(energy_seen - 1)) < _EXACT:
+            return self, seen
+        old = self.learned
+        again = tuple(graphs) * _REVIEW_WEIGHT
+        # The last ones are held out to tell the error by: policies that were sampled, as before.
+        learned = replace(
+            old,
+            rows=rows,
+            models=models,
+            graphs=(*again, *old.graphs),
+            sums=(*own * _REVIEW_WEIGHT, *(Sums.of(graph.uses, rows) for graph in old.graphs)),
+            factor=1.0,
+        )
+        factor = _median_ratio(true, learned.price(anchors)[0], graphs, "latency_ms")
+        learned = replace(learned, factor=factor)
+        pricer, fit = learned.price(anchors)
+        return replace(self, pricer=pricer, fit=fit, anchors=anchors, learned=learned), seen
+
     def with_finalist(self, uses: Sequence[KernelUse], ratio: float) -> Prices:
         """Learned again with a network that was timed because the search ended at it.
 
@@ -133,3 +192,10 @@ class Prices:
         anchors = self.anchors.with_finalist(Sums.of(uses, self.learned.rows), ratio)
         pricer, fit = self.learned.price(anchors)
         return replace(self, pricer=pricer, fit=fit, anchors=anchors)
+
+
+def _median_ratio(
+    true: NDArray[np.float64], pricer: Pricer, graphs: Sequence[PricedGraph], quantity: str
+) -> float:
+    priced = np.array([pricer.costs(graph.policy)[quantity] for graph in graphs])
+    return float(np.median(true / np.maximum(priced, 1e-12)))

@@ -27,6 +27,24 @@ class Trial:
     outcome: Evaluation | Failure
 
 
+@dataclass(frozen=True)
+class Repricing:
+    """New prices in the middle of a search.
+
+    From so many told trials on nothing is asked until everything that was asked is told; then prices are looked at, and
+    where they changed an agent that goes by the new ones takes over the state of the one before.
+
+    Attributes:
+        after: trials told before.
+        prices: gets the trials; the new prices under the job's bounds, None where the old ones hold.
+        agent: a fresh agent of the job's that goes by prices.
+    """
+
+    after: int
+    prices: Callable[[Sequence[Trial]], Pricer | None]
+    agent: Callable[[Pricer], Agent]
+
+
 class SearchLoop:
     """One search, resumable from its recorded trials.
 
@@ -41,6 +59,7 @@ class SearchLoop:
         stage: reports progress.
         contenders: only policies that may be among so many best ones by score are scored precisely; all are where it
             is None, as it must be where the score alone does not say which policies are wanted.
+        repricing: see ``Repricing``; None where prices stay as they are.
     """
 
     def __init__(
@@ -51,9 +70,12 @@ class SearchLoop:
         check: Callable[[], None],
         stage: Stage,
         contenders: int | None = None,
+        repricing: Repricing | None = None,
     ) -> None:
         self._agent = agent
         self._pricer = pricer
+        self._repricing = repricing
+        self._record = record
         self._recorder = Recorder(record)
         self._check = check
         self._stage = stage
@@ -96,6 +118,9 @@ class SearchLoop:
             outcome = _outcome(record)
             self._agent.tell(proposal.id, policy, outcome)
             self._keep(Trial(record.number, policy, outcome))
+            # As when it was run: nothing was asked any more that was not told.
+            if self._settling and not proposals:
+                self._reprice()
         self._waiting = [
             (proposal, number, after) for number, (proposal, after) in sorted(proposals.items())
         ]
@@ -114,9 +139,36 @@ class SearchLoop:
         Raises:
             Exception: what ``record`` or ``check`` raised. Trials told before ``check`` did are recorded.
         """
-        with self._recorder:
-            self._run(pool, evaluations, deadline)
-        return self.trials
+        while True:
+            with self._recorder:
+                self._run(pool, evaluations, deadline)
+            late = deadline is not None and time.monotonic() > deadline
+            if not self._settling or self._told >= evaluations or self._waiting or late:
+                return self.trials
+            # All that the new prices rest on is recorded.
+            self._reprice()
+            self._recorder = Recorder(self._record)
+
+    @property
+    def _settling(self) -> bool:
+        """Whether prices are to be looked at as soon as all that was asked is told."""
+        return self._repricing is not None and self._told >= self._repricing.after
+
+    def _reprice(self) -> None:
+        assert self._repricing is not None
+        repricing, self._repricing = self._repricing, None
+        pricer = repricing.prices(self.trials)
+        if pricer is None:
+            return
+        agent = repricing.agent(pricer)
+        agent.load_state_dict(self._agent.state_dict())
+        self._agent, self._pricer = agent, pricer
+        self._cache = {policy: self._priced(policy, o) for policy, o in self._cache.items()}
+        within = [o.score for o in self._cache.values() if isinstance(o, Evaluation) and o.feasible]
+        self._best = max(within, default=None)
+        if self._contenders is not None:
+            self._top = sorted(within)[-self._contenders :]
+            self._bars[-1] = self._bar()
 
     def _run(self, pool: EvaluatorPool, evaluations: int, deadline: float | None) -> None:
         flying: dict[int, tuple[Proposal, int, int]] = {}
@@ -133,7 +185,7 @@ class SearchLoop:
                 and pool.in_flight < room
                 # An agent that proposes again and again what is being evaluated must hear of it some time.
                 and self._asked - self._told - len(self._waiting) < room + pool.capacity
-                and (self._waiting or self._asked < evaluations)
+                and (self._waiting or (self._asked < evaluations and not self._settling))
             ):
                 item = self._next()
                 if item is None:
@@ -151,6 +203,7 @@ class SearchLoop:
             if not flying:
                 if (
                     late
+                    or self._settling
                     or self._agent.finished
                     or self._told >= evaluations
                     or self._asked >= evaluations
@@ -215,9 +268,12 @@ class SearchLoop:
                 if len(self._top) > self._contenders:
                     heapq.heappop(self._top)
         self._cache[trial.policy] = outcome
-        self._bars.append(self._top[0] if len(self._top) == self._contenders else None)
+        self._bars.append(self._bar())
         self.trials.append(trial)
         self._told += 1
+
+    def _bar(self) -> float | None:
+        return self._top[0] if len(self._top) == self._contenders else None
 
     def _progress(self, evaluations: int, begun: float) -> None:
         fresh = self._told - self.replayed
