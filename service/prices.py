@@ -23,6 +23,8 @@ from service.table_times import NetworkTimes
 
 # Times that a policy counts which a search liked, among those that prices are learned from.
 _REVIEW_WEIGHT = 4
+# Of a network timed beside the uncompressed one, in seconds: one standard deviation.
+TIMED_ERROR = 0.015
 # Prices that are told this well are left as they are.
 _EXACT = 1e-3
 # Sampled policies that show what networks around the bound are like, at least.
@@ -40,6 +42,8 @@ class Learned:
         models: quantities that need no timing of networks.
         near_ms: latency around which prices should be right.
         factor: what prices are multiplied by.
+        error: of prices where the search is, one standard deviation relative to them; None where only the policies that
+            were held out tell it.
     """
 
     network_space: NetworkSpace
@@ -49,6 +53,7 @@ class Learned:
     models: Mapping[str, CostModel]
     near_ms: float
     factor: float = 1.0
+    error: float | None = None
 
     def price(self, anchors: NetworkTimes) -> tuple[Pricer, LatencyFit]:
         """Local terms under the anchors."""
@@ -63,7 +68,10 @@ class Learned:
             table_error=anchors.error,
             near_us=1e3 * self.near_ms,
         )
-        fit = replace(fit, model=fit.model.scaled(self.factor))
+        model = fit.model.scaled(self.factor)
+        if self.error is not None:
+            model = replace(model, relative_error=min(self.error, model.relative_error))
+        fit = replace(fit, model=model)
         return Pricer(self.network_space.space, {"latency_ms": fit.model, **self.models}), fit
 
     def _around(self, totals: NDArray[np.float64]) -> Sums:
@@ -135,6 +143,8 @@ class Prices:
         """Learned again with the policies that a search liked best by now.
 
         What local terms cannot tell of them, as it comes from further away in the network, is a factor on all prices.
+        What is left of the miss is how far prices around them are off from here on: beside a network that was timed, or
+        beside what its kernels add up to.
 
         Args:
             graphs: those policies with their kernels.
@@ -153,11 +163,11 @@ class Prices:
                 anchors = anchors.with_finalist(sums, ratio)
         true = np.array([anchors.latency(sums) for sums in own])
         true[: len(ratios)] = np.array(ratios) * anchors.latency_ms
-        seen = _median_ratio(true, self.pricer, graphs, "latency_ms")
+        seen = float(np.median(_ratios(true, self.pricer, graphs, "latency_ms")))
         models, energy_seen = dict(self.learned.models), 1.0
         if self.energy is not None and QUANTITY in models:
             energies = np.array([self.energy.of(graph.uses).net_mj for graph in graphs])
-            energy_seen = _median_ratio(energies, self.pricer, graphs, QUANTITY)
+            energy_seen = float(np.median(_ratios(energies, self.pricer, graphs, QUANTITY)))
             models[QUANTITY] = models[QUANTITY].scaled(energy_seen)
         if not ratios and max(abs(seen - 1), abs(energy_seen - 1)) < _EXACT:
             return self, seen
@@ -172,8 +182,11 @@ class Prices:
             sums=(*own * _REVIEW_WEIGHT, *(Sums.of(graph.uses, rows) for graph in old.graphs)),
             factor=1.0,
         )
-        factor = _median_ratio(true, learned.price(anchors)[0], graphs, "latency_ms")
-        learned = replace(learned, factor=factor)
+        off = _ratios(true, learned.price(anchors)[0], graphs, "latency_ms")
+        factor = float(np.median(off))
+        left = float(np.sqrt(np.mean((off / factor - 1) ** 2)))
+        beside = TIMED_ERROR if ratios else anchors.error
+        learned = replace(learned, factor=factor, error=float(np.hypot(left, beside)))
         pricer, fit = learned.price(anchors)
         return replace(self, pricer=pricer, fit=fit, anchors=anchors, learned=learned), seen
 
@@ -194,8 +207,9 @@ class Prices:
         return replace(self, pricer=pricer, fit=fit, anchors=anchors)
 
 
-def _median_ratio(
+def _ratios(
     true: NDArray[np.float64], pricer: Pricer, graphs: Sequence[PricedGraph], quantity: str
-) -> float:
+) -> NDArray[np.float64]:
+    """What policies take over what they are priced at."""
     priced = np.array([pricer.costs(graph.policy)[quantity] for graph in graphs])
-    return float(np.median(true / np.maximum(priced, 1e-12)))
+    return np.asarray(true / np.maximum(priced, 1e-12))
