@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from benchmarks.without_training import Run
 from compressors import Compressed, Plan
 from compressors.exporter import export_onnx, save_onnx
 from evaluation.stopping import CONTENDERS
-from search_spaces import Pricer
+from search_spaces import Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.macs_model import macs_model
-from service.finalists import Finalist, best_first
+from service.finalists import GROWN, Finalist, best_first
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.packed_prices import learn_packed, packed_size
@@ -31,6 +31,8 @@ from service.sources import Sources
 AGENT = "auto"
 # Candidates whose packed file is too large after all that are passed over before the search has failed.
 _TRIED = 40
+# Of prices near a network that was just packed: one standard deviation.
+NEARBY_PACKED_ERROR = 0.005
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def at_latency(
         network=assignment.network, zoo=assignment.zoo, bound=bound, agent=AGENT, workers=effort.workers,
         evaluations=effort.evaluations, seconds=effort.seconds, finalist_seconds=0.35 * effort.seconds,
         kernel_seconds=kernel_seconds, search_images=len(targets), data_dir=effort.data_dir, seed=effort.seed,
-        device="cpu",
+        device="cpu", one_price=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         search = _Search(args, Path(scratch))
@@ -166,17 +168,26 @@ def at_bytes(assignment: Assignment, limit: int, scope: str, effort: Effort) -> 
             trials = loop.run(pool, effort.evaluations, begun + effort.seconds)
         finally:
             pool.close()
-    compressor = setup.compressor
+    scorer = setup.scorer()
     for tried, (policy, evaluation) in enumerate(best_first(trials, pricer, "accuracy", None)):
         if tried == _TRIED:
             break
-        compressed = compressor.compress(network_space.choices(policy))
+        compressed = scorer.compress(policy)
         size = packed_size(compressed)
         if size <= limit:
+            grown = 0
+            while (larger := _grown(pricer, policy, size)) != policy and grown < GROWN:
+                made = scorer.compress(larger)
+                again = scorer.score_compressed(made)
+                if packed_size(made) > limit or again.score <= evaluation.score:
+                    break
+                policy, compressed, evaluation = larger, made, again
+                size, grown = packed_size(made), grown + 1
             seconds = time.monotonic() - begun
             facts = {
                 "evaluations": len(trials), "workers": effort.workers, "seconds": {"all": seconds},
-                "passed_over": tried, "packed_bytes": size, "score": evaluation.score, "scope": scope,
+                "passed_over": tried, "grown": grown, "packed_bytes": size, "score": evaluation.score,
+                "scope": scope,
             }  # fmt: skip
             return Found(compressed, facts)
     raise RuntimeError(
@@ -186,3 +197,12 @@ def at_bytes(assignment: Assignment, limit: int, scope: str, effort: Effort) -> 
 
 def _quiet(_stage: str, _message: str, _done: int = 0, _total: int = 0) -> None:
     """Searches run beside one another; their progress would only be mixed up."""
+
+
+def _grown(pricer: Pricer, policy: Policy, size: int) -> Policy:
+    """A policy that uses up what a packed file leaves of its bound, as finalists of a job are grown."""
+    model = pricer.models[PACKED]
+    here = replace(
+        model.scaled(size / pricer.costs(policy)[PACKED]), relative_error=NEARBY_PACKED_ERROR
+    )
+    return Pricer(pricer.space, {**pricer.models, PACKED: here}, pricer.limits).fill(policy)
