@@ -140,6 +140,7 @@ def test_what_was_pinned_is_what_a_later_attempt_prices_by(
     first = review_of(setup, prices, tmp_path, pins)
     trials = trials_of(first)
     one = first.again(trials)
+    (tmp_path / "other").mkdir()
     # Other timings, and even other trials, make no difference any more.
     other = review_of(setup, prices, tmp_path / "other", pins).again(trials[::-1][:3])
     assert one is not None and other is not None
