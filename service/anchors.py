@@ -41,7 +41,7 @@ _PRIOR_SD = np.array([0.3, 0.15, 0.1, 0.15, 0.2])
 # What a network takes beyond its kernels, warm: between nodes the runtime has work to do.
 _BETWEEN = 1.04
 # What leave-one-out errors can never show: a network is timed to a percent or two.
-_LEAST_ERROR = 0.015
+TIMED_ERROR = 0.015
 # Times an anchor counts that was measured because the search ended there.
 FINALIST_WEIGHT = 3.0
 
@@ -167,7 +167,7 @@ class Anchors:
             start,
             slope,
             most,
-            max(error, _LEAST_ERROR),
+            max(error, TIMED_ERROR),
             tuple(timed),
             integer_shift,
             fixed_ms,

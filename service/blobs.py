@@ -1,7 +1,7 @@
 """Files of jobs and uploads, through fsspec under one root.
 
-jobs/{id}/work/       where the pipeline works
-jobs/{id}/artifacts/  what it left, as the database lists it
+jobs/{id}/work        where the pipeline works
+jobs/{id}/artifacts   what it left, as the database lists it
 weights/{sha256}.safetensors
 """
 

@@ -61,13 +61,13 @@ class LibraryNetwork:
     """A timm or torchvision network without pretrained weights."""
 
     source: str
-    library: str
+    kind: str
     name: str
     options: tuple[tuple[str, Option], ...]
 
     def __call__(self) -> Any:
         try:
-            if self.library == "timm":
+            if self.kind == "timm":
                 import timm
 
                 return timm.create_model(self.name, pretrained=False, **dict(self.options))

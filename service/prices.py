@@ -14,7 +14,7 @@ from latency_tables.errors import MeasurementError
 from search_spaces import CostModel, Pricer
 from search_spaces.latency_model import NEAR, LatencyFit, PricedGraph, fit_latency
 from search_spaces.network_space import NetworkSpace
-from service.anchors import Anchors, Sums
+from service.anchors import TIMED_ERROR, Anchors, Sums
 from service.energy_bound import QUANTITY
 from service.energy_costs import EnergyCosts
 from service.graphs import Graphs
@@ -23,8 +23,6 @@ from service.table_times import NetworkTimes
 
 # Times that a policy counts which a search liked, among those that prices are learned from.
 _REVIEW_WEIGHT = 4
-# Of a network timed beside the uncompressed one, in seconds: one standard deviation.
-TIMED_ERROR = 0.015
 # Prices that are told this well are left as they are.
 _EXACT = 1e-3
 # Sampled policies that show what networks around the bound are like, at least.
