@@ -22,6 +22,10 @@ from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
 
+# Policies in flight for each that is chosen ahead.
+_FLYING = 16
+
+
 @dataclass(frozen=True, slots=True)
 class ModelGuidedSettings(Guidance):
     """See ``ModelGuidedAgent``. The first draws follow the best uniform policies; the model is fitted to the best rows.
@@ -54,6 +58,9 @@ class ModelGuidedAgent(EvolutionAgent):
     random steps down. The candidate with the lowest ``mean - w * deviation`` wins, with ``w`` drawn from an exponential
     distribution for each, so that many proposals in flight differ. What the model tells: ``ScoreModel``.
 
+    With many in flight several are chosen at once, one for every sixteen: each proposal lacks the outcomes of all that
+    fly, so one that also lacks those of the last few is hardly worse, and evaluators do not wait for the model.
+
     Deviations from the paper: the region is a few mutations rather than a box, all regions share one model, and every
     other proposal is evolution's own child, which needs no model to be right.
 
@@ -82,6 +89,8 @@ class ModelGuidedAgent(EvolutionAgent):
         self._scores = ScoreModel(pricer, self._guidance)
         # Of so many rows; made again from the scores, so it is no part of the state.
         self._model: tuple[int, GaussianProcess, Indices] | None = None
+        # Chosen and not proposed yet, the next one first.
+        self._chosen: list[Policy] = []
 
     def _propose(self, id: int) -> Policy:
         if id < len(self._anchors):
@@ -104,14 +113,32 @@ class ModelGuidedAgent(EvolutionAgent):
 
     def _choose(self) -> Policy | None:
         """The best of the candidates not proposed before; None where there is none."""
+        if not self._chosen:
+            flying = self._proposals.asked - self._proposals.told
+            self._chosen = self._choice(1 + flying // _FLYING)
+        while self._chosen:
+            policy = self._chosen.pop(0)
+            # Since it was chosen another way may have led to it, or prices may have changed.
+            if policy.values not in self._seen and self._pricer.within(policy):
+                return policy
+        return None
+
+    def _choice(self, count: int) -> list[Policy]:
+        """So many different policies, or fewer where there are not enough, each by a weight of its own."""
         model, elite = self._current_model()
         candidates = self._candidates(elite)
+        found: dict[tuple[int, ...], Policy] = {}
         if not len(candidates):
-            return None
-        weight = self._guidance.exploration * self._rng.exponential()
-
-        best_first = candidates[np.argsort(self._merit(model, candidates, weight), kind="stable")]
-        return self._best_new(self._filled(best_first), model, weight)
+            return []
+        mean, deviation = model.predict(self._scores.features(candidates))
+        filled: dict[int, Policy] = {}
+        for weight in self._guidance.exploration * self._rng.exponential(size=count):
+            best_first = np.argsort(mean - weight * deviation, kind="stable")
+            policies = self._filled(candidates, best_first.tolist(), filled)
+            new = (p for p in policies if p.values not in found)
+            if (policy := self._best_new(new, model, weight)) is not None:
+                found[policy.values] = policy
+        return list(found.values())
 
     def _best_new(
         self, policies: Iterable[Policy], model: GaussianProcess, weight: float
@@ -129,15 +156,24 @@ class ModelGuidedAgent(EvolutionAgent):
         mean, deviation = model.predict(self._scores.features(indices))
         return np.asarray(mean - weight * deviation)
 
-    def _filled(self, candidates: Indices) -> Iterator[Policy]:
-        """What candidates within the bounds become, in their order: a few are filled together, then ever more."""
+    def _filled(
+        self, candidates: Indices, order: list[int], known: dict[int, Policy]
+    ) -> Iterator[Policy]:
+        """What candidates within the bounds become, in this order: a few are filled together, then ever more.
+
+        Args:
+            known: what some of them become; those filled are added.
+        """
         views = self._pricer.views
         begin, count = 0, 2 * self._guidance.finalists
-        while begin < len(candidates):
-            rows = np.array([views.canonical(row) for row in candidates[begin : begin + count]])
-            if self._feasible.fills:
-                rows = self._pricer.steps.filled(rows)
-            yield from (views.policy(row) for row in rows)
+        while begin < len(order):
+            some = order[begin : begin + count]
+            if new := [k for k in some if k not in known]:
+                rows = np.array([views.canonical(row) for row in candidates[new]])
+                if self._feasible.fills:
+                    rows = self._pricer.steps.filled(rows)
+                known.update((k, views.policy(row)) for k, row in zip(new, rows, strict=True))
+            yield from (known[k] for k in some)
             begin, count = begin + count, 2 * count
 
     def _current_model(self) -> tuple[GaussianProcess, Indices]:
@@ -178,9 +214,14 @@ class ModelGuidedAgent(EvolutionAgent):
         return within
 
     def _state(self) -> dict[str, Any]:
-        return {**super()._state(), "scores": self._scores.state_dict()}
+        return {
+            **super()._state(),
+            "scores": self._scores.state_dict(),
+            "chosen": [list(policy.values) for policy in self._chosen],
+        }
 
     def _load(self, state: dict[str, Any]) -> None:
         super()._load(state)
         self._scores.load_state_dict(state["scores"])
+        self._chosen = [self._space.policy(values) for values in state["chosen"]]
         self._model = None

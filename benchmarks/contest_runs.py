@@ -102,7 +102,7 @@ def search(space: ContestSpace, task: Task) -> Run:
     try:
         pricer = space.recording.budget(task.budget)
         agent = make(task.agent, space.recording.space, pricer, task.evaluations, task.seed)
-        macs, (least, start, slope) = space.recording.models["macs"], space.virtual_seconds()
+        macs, (least, start, slope) = space.recording.models["macs"], space.virtual_seconds
 
         def seconds(policy: Policy) -> float:
             index = space.recording.space.indices(policy)[None]

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ class ContestSpace:
             else None
         )
 
+    @cached_property
     def virtual_seconds(self) -> tuple[float, float, float]:
         """Least seconds, seconds at no MACs and seconds a MAC of an evaluation: a line through the recorded ones."""
         seconds = np.array([row.evaluation.seconds for row in self.recording.rows])

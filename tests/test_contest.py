@@ -106,7 +106,7 @@ def test_recorded_policies_are_scored_by_the_surrogate_too(space: ContestSpace) 
 
 
 def test_virtual_seconds_are_the_line_that_was_recorded(space: ContestSpace) -> None:
-    least, start, slope = space.virtual_seconds()
+    least, start, slope = space.virtual_seconds
     assert start == pytest.approx(1.0, abs=1e-3) and slope == pytest.approx(1e-6, rel=1e-3)
     assert least > 0
 

@@ -138,6 +138,45 @@ def test_no_proposal_twice_with_many_in_flight() -> None:
     assert len(set(policies)) == 12
 
 
+def test_with_many_in_flight_several_are_chosen_at_once_and_all_differ() -> None:
+    made = agent(EARLY)
+    drive(made, JOINT, 6)
+    candidates, models = made._candidates, []
+
+    def counted(elite: np.ndarray) -> np.ndarray:
+        models.append(len(made._proposals.waiting))
+        return candidates(elite)
+
+    made._candidates = counted  # type: ignore[method-assign]
+    policies = [p.policy for p in made.ask(40)]
+    # One at a time below 16 in flight, then two, then three at a time.
+    assert models == [*range(16), *range(16, 32, 2), 32, 35, 38]
+    assert len(set(policies)) == 40
+    assert all(JOINT.within(policy) for policy in policies)
+
+
+def test_the_state_has_what_was_chosen_ahead() -> None:
+    made = agent(EARLY)
+    drive(made, JOINT, 6)
+    made.ask(17)
+    state = json.loads(json.dumps(made.state_dict()))
+    assert len(state["chosen"]) == 1
+    follower = agent(EARLY, seed=9)
+    follower.load_state_dict(state)
+    assert follower.ask(6) == made.ask(6)
+
+
+def test_what_was_chosen_ahead_is_left_out_where_new_prices_forbid_it() -> None:
+    made = agent(EARLY)
+    drive(made, JOINT, 6)
+    made.ask(17)
+    tight = JOINT.with_limits({q: 0.8 * limit for q, limit in JOINT.limits.items()})
+    follower = ModelGuidedAgent(tight.space, tight, 12, 0, None, EARLY)
+    follower.load_state_dict(made.state_dict())
+    assert made._chosen and not any(tight.within(policy) for policy in made._chosen)
+    assert all(tight.within(p.policy) for p in follower.ask(6))
+
+
 def test_the_state_is_plain_data() -> None:
     made = agent(EARLY)
     drive(made, JOINT, 8)
