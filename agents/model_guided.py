@@ -21,7 +21,6 @@ from search_spaces.policy import Policy
 from search_spaces.pricing import Pricer
 from search_spaces.space import SearchSpace
 
-
 # Policies in flight for each that is chosen ahead.
 _FLYING = 16
 
