@@ -24,7 +24,7 @@ from agents.registry import make_agent
 from benchmarks.contest_spaces import find
 from benchmarks.process_pool import ProcessPool
 from compressors.exporter import export_onnx, save_onnx
-from evaluation.device_scoring import DeviceScorerBuilder
+from evaluation.device_scoring import on_device
 from evaluation.intervals import mean_ci95
 from evaluation.recording import Recording, load_recording
 from latency_tables import parse_target
@@ -68,8 +68,7 @@ def confirmed(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     setup = job_of(recording, args)
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        on_cpu = setup.scorer_builder(Path(scratch))
-        builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
+        builder = on_device(setup.scorer_builder(Path(scratch)), args.device)
         pool = ProcessPool(builder, args.workers)
         try:
             for seed in range(args.seeds):

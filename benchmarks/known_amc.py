@@ -46,7 +46,7 @@ from compressors.lots import RESULT_FILE, TrainingJob, train_lot
 from compressors.recipe import CompressionRecipe
 from compressors.structure import example_input
 from compressors.training_images import TensorImages
-from evaluation.device_scoring import DeviceScorerBuilder
+from evaluation.device_scoring import on_device
 from evaluation.stopping import CONTENDERS
 from latency_tables import parse_target
 from search_spaces import DecisionKind, Evaluation, Pricer
@@ -125,7 +125,7 @@ def search(args: argparse.Namespace) -> dict[str, Any]:
         on_cpu = dataclasses.replace(
             setup.scorer_builder(Path(scratch)), network_space=network_space
         )
-        builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
+        builder = on_device(on_cpu, args.device)
         pool = ProcessPool(builder, args.workers)
         try:
             trials = loop.run(pool, args.evaluations, begun + args.seconds)

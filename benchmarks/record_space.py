@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 import trimtab
-from evaluation.device_scoring import DeviceScorerBuilder
+from evaluation.device_scoring import on_device
 from evaluation.outcome import outcome_of
 from evaluation.pool import Scorer, ScorerFactory
 from evaluation.recording import Recorded, Recording, load_recording, save_recording
@@ -94,8 +94,7 @@ def record(args: argparse.Namespace, scratch: Path) -> None:
         f"{args.source}: {len(recording.space)} decisions, {len(recording.rows)} evaluated",
         flush=True,
     )
-    on_cpu = setup.scorer_builder(scratch)
-    builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
+    builder = on_device(setup.scorer_builder(scratch), args.device)
     space = setup.network.network_space
     explorer = Explorer(recording, space, np.random.default_rng([args.seed, len(recording.rows)]))
     known = {row.policy for row in recording.rows}

@@ -35,7 +35,7 @@ from benchmarks.process_pool import ProcessPool
 from benchmarks.verify_artifacts import FLOAT, UNIFORM, accuracy_of, drop_of
 from compressors import Compressed, save
 from compressors.exporter import export_onnx, save_onnx
-from evaluation.device_scoring import DeviceScorerBuilder
+from evaluation.device_scoring import on_device
 from evaluation.splits import Examples, gather
 from evaluation.stopping import CONTENDERS
 from latency_tables import HostFingerprint, TableStore, Target
@@ -164,8 +164,7 @@ class Run:
             agent(pricer), pricer, lambda _: None, lambda: None, self._say, CONTENDERS,
             None if args.one_price else review.repricing(agent),
         )  # fmt: skip
-        on_cpu = job.scorer_builder(self._scratch)
-        builder = on_cpu if args.device == "cpu" else DeviceScorerBuilder(on_cpu, args.device)
+        builder = on_device(job.scorer_builder(self._scratch), args.device)
         pool = ProcessPool(builder, args.workers)
         try:
             deadline = self._begun + args.seconds - args.finalist_seconds

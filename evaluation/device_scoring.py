@@ -65,3 +65,8 @@ class DeviceScorerBuilder:
 
     def __call__(self) -> DeviceScorer:
         return DeviceScorer(self.builder(), self.device)
+
+
+def on_device(builder: ScorerBuilder, device: str) -> ScorerBuilder | DeviceScorerBuilder:
+    """What builds scorers that run on a device; the builder itself for ``cpu``, whose scorers run exported files."""
+    return builder if device == "cpu" else DeviceScorerBuilder(builder, device)

@@ -69,6 +69,7 @@ def main() -> int:
             stage.add_argument("--seconds", type=float, default=240.0, help="of a search of ours")
             stage.add_argument("--kernel-seconds", type=float, default=60.0)
             stage.add_argument("--workers", type=int, default=1)
+            stage.add_argument("--device", default="cpu", help="that our policies are run on")
             stage.add_argument("--seed", type=int, default=0)
         if name == "finish":
             stage.add_argument("--seconds", type=float, default=4.0, help="of timing, a file")
@@ -137,7 +138,9 @@ def compete(args: argparse.Namespace) -> int:
 
     for network in args.networks:
         data_dir = args.work / "data"
-        effort = Effort(args.evaluations, args.seconds, args.workers, data_dir, args.seed)
+        effort = Effort(
+            args.evaluations, args.seconds, args.workers, data_dir, args.seed, args.device
+        )
         wanted = WANTED[network] if args.wanted is None else args.wanted
         own = None if args.peers_alone else effort
         run(args.work / network, wanted, own, args.kernel_seconds, args.only)

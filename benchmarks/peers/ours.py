@@ -17,6 +17,7 @@ from benchmarks.verify_artifacts import UNIFORM
 from benchmarks.without_training import Run
 from compressors import Compressed, Plan
 from compressors.exporter import export_onnx, save_onnx
+from evaluation.device_scoring import on_device
 from evaluation.stopping import CONTENDERS
 from search_spaces import Policy, Pricer
 from search_spaces.budget import PACKED
@@ -45,6 +46,7 @@ class Effort:
         workers: processes that score.
         data_dir: keeps tables of kernels between searches.
         seed: the agent's.
+        device: that policies are compressed and run on.
     """
 
     evaluations: int
@@ -52,6 +54,7 @@ class Effort:
     workers: int
     data_dir: Path
     seed: int = 0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def at_latency(
         network=assignment.network, zoo=assignment.zoo, bound=bound, agent=AGENT, workers=effort.workers,
         evaluations=effort.evaluations, seconds=effort.seconds, finalist_seconds=0.35 * effort.seconds,
         kernel_seconds=kernel_seconds, search_images=len(targets), data_dir=effort.data_dir, seed=effort.seed,
-        device="cpu", one_price=False,
+        device=effort.device, one_price=False,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         search = _Search(args, Path(scratch))
@@ -163,7 +166,8 @@ def at_bytes(assignment: Assignment, limit: int, scope: str, effort: Effort) -> 
     agent = make_agent(AGENT, network_space.space, pricer, effort.evaluations, effort.seed)
     loop = SearchLoop(agent, pricer, lambda _: None, lambda: None, _quiet, CONTENDERS)
     with tempfile.TemporaryDirectory() as scratch:
-        pool = ProcessPool(setup.scorer_builder(Path(scratch)), effort.workers)
+        builder = on_device(setup.scorer_builder(Path(scratch)), effort.device)
+        pool = ProcessPool(builder, effort.workers)
         try:
             trials = loop.run(pool, effort.evaluations, begun + effort.seconds)
         finally:
@@ -185,9 +189,9 @@ def at_bytes(assignment: Assignment, limit: int, scope: str, effort: Effort) -> 
                 size, grown = packed_size(made), grown + 1
             seconds = time.monotonic() - begun
             facts = {
-                "evaluations": len(trials), "workers": effort.workers, "seconds": {"all": seconds},
-                "passed_over": tried, "grown": grown, "packed_bytes": size, "score": evaluation.score,
-                "scope": scope,
+                "evaluations": len(trials), "workers": effort.workers, "device": effort.device,
+                "seconds": {"all": seconds}, "passed_over": tried, "grown": grown, "packed_bytes": size,
+                "score": evaluation.score, "scope": scope,
             }  # fmt: skip
             return Found(compressed, facts)
     raise RuntimeError(

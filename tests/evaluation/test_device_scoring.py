@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 
 from compressors import Compressor, fold_norms, foldable, prepare
 from compressors.structure import analyse, example_input
-from evaluation.device_scoring import DeviceScorer
-from evaluation.scoring import PolicyScorer
+from evaluation.device_scoring import DeviceScorer, DeviceScorerBuilder, on_device
+from evaluation.scoring import PolicyScorer, ScorerBuilder
 from evaluation.splits import Examples
 from latency_tables import parse_target
 from search_spaces.latency_model import sample_policies
@@ -36,9 +38,9 @@ def test_scores_are_those_of_the_files_in_their_order(
     made: tuple[PolicyScorer, NetworkSpace], device: str
 ) -> None:
     scorer, space = made
-    on_device = DeviceScorer(scorer, device)
+    there = DeviceScorer(scorer, device)
     policies = sample_policies(space, 8, seed=2)
-    found = [on_device.score(policy) for policy in policies]
+    found = [there.score(policy) for policy in policies]
     files = [scorer.score(policy) for policy in policies]
     for one, other in zip(found, files):
         assert one.score == pytest.approx(other.score, abs=0.01 + 0.02 * abs(other.score))
@@ -64,3 +66,9 @@ def test_a_compressor_that_moved_leaves_the_first_one_alone(
         there.network.named_parameters(), again.network.named_parameters()
     ):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_scorers_of_the_cpu_run_files() -> None:
+    builder = cast(ScorerBuilder, object())
+    assert on_device(builder, "cpu") is builder
+    assert on_device(builder, "cuda") == DeviceScorerBuilder(builder, "cuda")
