@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressors.calibration import RangeObserver, activation_scales, observe, observer_of
 from compressors.call_graph import INPUT_SITE, channels_last, module_stack
+from compressors.custom_criterion import CustomCriterion
 from compressors.equalization import equalizable, equalize
 from compressors.errors import PruningError
 from compressors.factored_structure import factored_structure
@@ -131,6 +132,7 @@ class Compressor:
         labels: classes int64 [n] of the images, where there are any: for the criterion ``taylor``.
         rankings: channels of each group from most to least important, as another compressor of the same network
             found them; found by the recipe's criterion when left out.
+        criterion: what ranks channels where the recipe names a criterion that is not ours.
 
     Raises:
         PruningError: the recipe's criterion cannot rank the channels of this network.
@@ -146,6 +148,7 @@ class Compressor:
         places: int = PLACES,
         labels: Tensor | None = None,
         rankings: Mapping[str, NDArray[np.int64]] | None = None,
+        criterion: CustomCriterion | None = None,
     ) -> None:
         self.original = network
         self.images = images
@@ -156,15 +159,18 @@ class Compressor:
         fold_norms(self.folded, list(self.folded_pairs))
         self.structure: Structure = analyse(self.folded, images[:2])
         if rankings is None:
-            found = importances(
-                self.folded,
-                groups,
-                recipe.criterion,
-                images=images,
-                labels=labels,
-                original=network,
-                norms=self.folded_pairs,
-            )
+            if criterion is not None:
+                found = criterion.importances(self.folded, groups, images)
+            else:
+                found = importances(
+                    self.folded,
+                    groups,
+                    recipe.criterion,
+                    images=images,
+                    labels=labels,
+                    original=network,
+                    norms=self.folded_pairs,
+                )
             rankings = {root: ranking(importance) for root, importance in found.items()}
         self.rankings = dict(rankings)
         self.recipe = recipe

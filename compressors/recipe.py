@@ -12,7 +12,7 @@ class CompressionRecipe:
     """See the module's docstring.
 
     Attributes:
-        criterion: channel importance, see ``importance``.
+        criterion: channel importance, see ``importance``; or the name of a ``CustomCriterion``.
         refit: layers whose inputs were pruned are solved anew by least squares (``refit``).
         statistics: means and variances of pruned layers are brought back to those of the original.
         calibration: how activation ranges are found: ``minmax``, ``percentile`` (99.99 %), ``percentile:P``, ``mse`` or

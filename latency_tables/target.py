@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -202,6 +202,22 @@ def parse_target(text: str) -> Target:
     if name not in _TARGETS:
         raise TargetError(f"unknown target {name!r}; known: {', '.join(known_targets())}")
     build, known = _TARGETS[name]
+    options = read_options(name, query, known)
+    try:
+        return build(options)
+    except ImportError as error:
+        raise TargetError(f"{name} needs a runtime that is not installed: {error}") from error
+
+
+def read_options(name: str, query: str, known: Sequence[str]) -> dict[str, int]:
+    """The options that stand behind a target's name, such as ``threads=2&batch=8``.
+
+    Args:
+        known: options that the target has.
+
+    Raises:
+        TargetError: an unknown option, one given twice, or a value that is no number from 1 to 4096.
+    """
     options: dict[str, int] = {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
@@ -211,13 +227,11 @@ def parse_target(text: str) -> Target:
         ) from None
     for option, value in pairs:
         if option not in known:
-            raise TargetError(f"{name} has no option {option!r}; known: {', '.join(known)}")
+            there = ", ".join(known) or "none"
+            raise TargetError(f"{name} has no option {option!r}; known: {there}")
         if option in options:
             raise TargetError(f"option {option!r} of {name} is given twice")
         if not (value.isascii() and value.isdigit() and 0 < int(value) <= 4096):
             raise TargetError(f"option {option!r} of {name} must be 1 to 4096, not {value!r}")
         options[option] = int(value)
-    try:
-        return build(options)
-    except ImportError as error:
-        raise TargetError(f"{name} needs a runtime that is not installed: {error}") from error
+    return options

@@ -78,7 +78,7 @@ def add_job_options(parser: argparse.ArgumentParser, *, required: bool = True) -
     )
     parser.add_argument(
         "--criterion", default="fisher", metavar="C",
-        help="which channels go first: l1, l2, bn_scale, geometric_median, taylor, fisher, random",
+        help="which channels go first: l1, l2, bn_scale, geometric_median, taylor, fisher, random, or a plug-in's",
     )  # fmt: skip
     parser.add_argument(
         "--zeros", choices=("anywhere", "1:2", "1:4", "2:4", "3:4", "4:8"), default="anywhere",
@@ -243,29 +243,31 @@ def _targets(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def checked_spec(document: dict[str, Any], data_dir: Path) -> Any:
-    """A JobSpec whose agent and target exist.
+    """A JobSpec whose agent, criterion and targets exist.
 
     Args:
         data_dir: holds the tables that may be targets.
 
     Raises:
-        RequestError: a field is missing or out of range, or there is no such agent.
+        RequestError: a field is missing or out of range.
+        PluginError: there is no such agent or criterion, or a plug-in cannot be used.
         TargetError: unknown target, or one twice.
         BudgetError: a bound on energy where the target has none.
     """
     from pydantic import ValidationError
 
-    from latency_tables import Catalog
     from service.job_spec import JobSpec
-    from service.plugins import ALL, installed, require_agent
+    from service.plugin_targets import catalog_of
+    from service.plugins import ALL, Group, installed, require
     from service.targets import job_targets
 
     try:
         spec = JobSpec.model_validate(document)
     except ValidationError as error:
         raise RequestError(first_problem(error)) from error
-    require_agent(spec, installed((ALL,)))
-    job_targets(spec, Catalog.of(data_dir))
+    for group, name in ((Group.AGENTS, spec.agent.name), (Group.CRITERIA, spec.space.criterion)):
+        require(group, name, installed(group, (ALL,)))
+    job_targets(spec, catalog_of(data_dir, (ALL,)))
     return spec
 
 
@@ -364,9 +366,10 @@ def run_plan(args: argparse.Namespace) -> int:
     with reserved_stdout(), StageProgress() as progress:
         spec, sources, data_dir = _prepared(args)
         from service.planning import plan
+        from service.plugins import ALL
 
         progress.show("planning", "tracing the network and measuring what the table lacks")
-        found = plan(spec, sources, args.weights, data_dir)
+        found = plan(spec, sources, args.weights, data_dir, (ALL,))
     if args.json:
         write_json(found)
     else:

@@ -30,7 +30,9 @@ def run_measure(args: argparse.Namespace) -> int:
     from compressors.exporter import export_onnx
     from compressors.plan import Plan
     from compressors.preparation import prepare
-    from latency_tables import TableStore, parse_target
+    from latency_tables import TableStore
+    from service.plugin_targets import catalog_of
+    from service.plugins import ALL
     from service.progress import StageProgress
     from service.settings import Settings
 
@@ -38,7 +40,7 @@ def run_measure(args: argparse.Namespace) -> int:
         return _write_kit(args)
     with reserved_stdout(), StageProgress() as progress:
         data_dir = Settings.load().data_dir
-        target = parse_target(args.target)
+        target = catalog_of(data_dir, (ALL,)).device(args.target)
         sources, shape = _network(args, data_dir)
         progress.show("exporting")
         network = prepare(sources.model_factory(args.model)())
@@ -84,15 +86,17 @@ def _network(args: argparse.Namespace, data_dir: Path) -> tuple[Any, tuple[int, 
 
 def _write_kit(args: argparse.Namespace) -> int:
     """A folder that measures on a device; nothing is timed here."""
-    from latency_tables import parse_target
     from latency_tables.kit import require_free
+    from service.plugin_targets import catalog_of
+    from service.plugins import ALL
     from service.progress import StageProgress
     from service.settings import Settings
 
     with reserved_stdout(), StageProgress() as progress:
-        target = parse_target(args.target)
+        data_dir = Settings.load().data_dir
+        target = catalog_of(data_dir, (ALL,)).device(args.target)
         require_free(args.kit)
-        sources, shape = _network(args, Settings.load().data_dir)
+        sources, shape = _network(args, data_dir)
         from service.kit import make_kit
 
         document = make_kit(args.model, sources, shape, target, args.kit, progress.show)

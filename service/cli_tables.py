@@ -59,10 +59,15 @@ def run_import(args: argparse.Namespace) -> int:
     from latency_tables.importers import import_file
     from service.table_text import headline, summary
 
-    store = _catalog().store
+    catalog = _catalog()
+    store = catalog.store
     assert store is not None
     path = args.file.expanduser()
     found = import_file(path, args.name)
+    if taken := set(found.tables) & set(catalog.others):
+        raise RequestError(
+            f"{sorted(taken)[0]!r} is the name of a plug-in's target; give the table another with --name"
+        )
     new = store.add_imported(found.tables)
     if args.json:
         items = [
@@ -185,7 +190,6 @@ def _draw(name: str, table: AnyTable, path: Path, asked: bool) -> str:
 
 def run_check(args: argparse.Namespace) -> int:
     """Measures a sample of rows again and says whether the table holds."""
-    from latency_tables import parse_target
     from latency_tables.check import check_table
     from service.progress import StageProgress
     from service.table_text import check_json, check_text
@@ -193,7 +197,7 @@ def run_check(args: argparse.Namespace) -> int:
     if args.rows < 1:
         raise RequestError(f"--rows must be 1 or more, not {args.rows}")
     table = _kernels(args.name)
-    target = parse_target(table.target)
+    target = _catalog().device(table.target)
     with reserved_stdout(), StageProgress() as progress:
         check = check_table(
             table,
@@ -223,7 +227,8 @@ def _kernels(name: str) -> Any:
 
 
 def _catalog() -> Catalog:
-    from latency_tables.catalog import Catalog
+    from service.plugin_targets import catalog_of
+    from service.plugins import ALL
     from service.settings import Settings
 
-    return Catalog.of(Settings.load().data_dir)
+    return catalog_of(Settings.load().data_dir, (ALL,))

@@ -245,6 +245,9 @@ class Client:
     def agents(self) -> dict[str, Any]:
         return self._json("GET", "/v1/agents")
 
+    def criteria(self) -> dict[str, Any]:
+        return self._json("GET", "/v1/criteria")
+
     def ready(self) -> bool:
         """True when a server answers and its database is usable."""
         try:

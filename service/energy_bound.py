@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from latency_tables import Catalog, Target, known_targets
+from latency_tables.errors import TrimtabError
 from latency_tables.table_target import TableTarget, why_no_energy
 from search_spaces.budget import BUDGET_KEYS
 from search_spaces.errors import BudgetError
@@ -52,7 +53,11 @@ def refusal(
 def _with_energies(catalog: Catalog) -> list[str]:
     found = [name for name in known_targets() if name.startswith("sim-")]
     for name in catalog.table_targets():
-        target = catalog.target(name)
+        try:
+            target = catalog.target(name)
+        except TrimtabError:
+            # What reads its graphs is not here.
+            continue
         if isinstance(target, TableTarget) and target.has_energies:
             found.append(name)
     return found

@@ -134,6 +134,7 @@ class TrainFinalist:
             [],
             self.builder.recipe,
             self.builder.reduce_range,
+            rankings=self.builder.rankings,
         )
 
         def after(epoch: int, network: nn.Module) -> None:

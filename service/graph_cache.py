@@ -19,13 +19,21 @@ from typing import Any
 
 from latency_tables import Kernel, KernelUse, Target
 from latency_tables.errors import TrimtabError
+from latency_tables.table_target import TableTarget
 from search_spaces import Policy
 from search_spaces.network_space import NetworkSpace
+from service.plugins import Group, distribution_of
 
 # To be raised with every change of how files are exported or kernels are read.
 _VERSION = 1
 # Policies of one network that are kept.
 _MOST = 4000
+
+
+def _brought(target: Target) -> str:
+    """The distribution whose code reads the kernels, where it is not ours."""
+    inner = target.inner if isinstance(target, TableTarget) else target
+    return distribution_of(Group.TARGETS, inner.name)
 
 
 class GraphCache:
@@ -48,6 +56,8 @@ class GraphCache:
     ) -> None:
         seen = [[(u.kernel.key, u.scope, u.count) for u in uses] for uses in probes]
         key = [_VERSION, network_space.space.digest, target.spec, target.host().runtime, seen]
+        # Keys of our own targets stay as they are.
+        key += [brought] if (brought := _brought(target)) else []
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
         self._file = folder / f"{digest}.json.gz"
         self._kernels: list[Kernel] = []

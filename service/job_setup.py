@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from evaluation.pool import Scorer
 from evaluation.promise import Promise, PromiseScorerBuilder
 from evaluation.scoring import PolicyScorer, ScorerBuilder, save_images
 from evaluation.splits import Examples, Splits, carve, gather, spread
-from latency_tables import Catalog, Target
+from latency_tables import Target
 from latency_tables.capabilities import Capabilities
 from search_spaces.bit_widths import BitWidths
 from search_spaces.macs_model import macs_model
@@ -29,6 +29,8 @@ from search_spaces.network_space import NetworkSpace, build_space
 from search_spaces.ranks import RankOffer
 from service.errors import SourceError
 from service.job_spec import JobSpec
+from service.plugin_criteria import criterion_of
+from service.plugin_targets import catalog_of
 from service.rank_agreement import AgreedRanks
 from service.rank_offers import RankOffers
 from service.sources import DataBundle, Sources
@@ -191,6 +193,7 @@ def load_job(
     stage: Callable[[str, str], None] = lambda _name, _message: None,
     data_dir: Path | None = None,
     ranks: Callable[[JobTarget], RankOffer] | None = None,
+    plugins: Sequence[str] = (),
 ) -> JobSetup:
     """Loads all that the job names.
 
@@ -199,11 +202,13 @@ def load_job(
         stage: told what is being done.
         data_dir: holds the tables that may be targets; None where there are only those that come with Trimtab.
         ranks: which layers may be factored on a target; by what its table knows already where left out.
+        plugins: those that may be loaded, see ``service.plugins``.
 
     Raises:
         TrimtabError: whatever is wrong with the job's names, files and data.
     """
-    targets = job_targets(spec, Catalog.of(data_dir))
+    targets = job_targets(spec, catalog_of(data_dir, plugins))
+    criterion = criterion_of(spec.space.criterion, plugins)
     stage("load", "data")
     data = sources.data(spec.data.source)
     pool = data.train if data.validation is None else data.validation
@@ -239,6 +244,7 @@ def load_job(
         list(network.network_space.groups.values()),
         recipe_of(spec).searched,
         shared.reduce_range,
+        criterion=criterion,
     )
     return JobSetup(spec, targets, network, data, splits, calibration, search, compressor)
 

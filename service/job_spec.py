@@ -43,7 +43,8 @@ AGENTS = (
 
 # Agents that have a form as published, with the scope that can be expressed by it.
 _PUBLISHED = {"amc": "prune", "haq": "quantize"}
-# Those of compressors.calibration, which loads torch, too.
+# Those of compressors.importance and compressors.calibration, which load torch, too.
+CRITERIA = ("l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random")
 CALIBRATIONS = ("minmax", "percentile", "mse", "entropy")
 _PERCENT = re.compile(r"[0-9]+(\.[0-9]+)?")
 
@@ -90,8 +91,9 @@ class BitsSpec(_Strict):
 class SpaceSpec(_Strict):
     scope: Literal["prune", "quantize", "joint"] = "joint"
     exclude: tuple[str, ...] = Field(default=(), description="module paths left as they are")
-    criterion: Literal["l1", "l2", "bn_scale", "geometric_median", "taylor", "fisher", "random"] = (
-        Field(default="fisher", description="which channels of a group go first")
+    criterion: Annotated[str, Field(min_length=1, max_length=200)] = Field(
+        default="fisher",
+        description=f"which channels of a group go first: {', '.join(CRITERIA)}, or a plug-in's",
     )
     zeros: Literal["anywhere", "1:2", "1:4", "2:4", "3:4", "4:8"] = Field(
         default="anywhere",

@@ -174,7 +174,7 @@ def job_key(spec: JobSpec, weights_path: Path | None) -> str:
         "weights": None if weights_path is None else digest.hexdigest(),
         "versions": {name: _version(name) for name in _VERSIONED},
         # Not among the versions: journals of jobs without a plug-in keep their key.
-        **brought_by(spec.agent.name),
+        **({"plugins": brought} if (brought := brought_by(spec)) else {}),
         "instructions": list(HostFingerprint.here().flags),
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))

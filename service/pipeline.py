@@ -22,6 +22,7 @@ from evaluation.promise import MACS_WEIGHT
 from evaluation.stopping import CONTENDERS
 from latency_tables import TableStore
 from latency_tables.errors import TrimtabError
+from latency_tables.table_target import TableTarget
 from search_spaces import Evaluation, Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.front import FrontAxes
@@ -37,7 +38,8 @@ from service.job_report import job_report
 from service.job_setup import JobSetup, load_job
 from service.job_spec import JobSpec
 from service.packed_prices import packed_size
-from service.plugins import agent_notes, builder
+from service.plugin_agents import agent_notes, builder
+from service.plugins import brought_by
 from service.price_review import PriceReview
 from service.rank_offers import RankOffers, rank_notes
 from service.report_page import render
@@ -73,7 +75,9 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
             RankOffers.of(one.spec, one.target, context.data_dir, context),
             pin=one.pin(context.pin),
         ),
+        context.plugins,
     )
+    brought = _pin_plugins(setup, context)
     space = setup.network.network_space.space
     pinned = context.pin("space", {"digest": space.digest})
     if pinned["digest"] != space.digest:
@@ -164,10 +168,34 @@ def run_job(spec: JobSpec, context: JobContext) -> dict[str, Any]:
         },
         begun,
     )  # fmt: skip
+    report["versions"] |= brought
     _leave(setup, winner.policy, winner.compressed, report, records, context.workdir)
     shutil.rmtree(hidden, ignore_errors=True)
     context.stage("done", "met the budget" if report["met_budget"] else "missed the budget", 1, 1)
     return report
+
+
+def _pin_plugins(setup: JobSetup, context: JobContext) -> dict[str, str]:
+    """The distributions that bring what the job uses, which no later attempt may find in another version.
+
+    Raises:
+        SearchFailed: this attempt does.
+    """
+    devices = [
+        one.target.inner.name if isinstance(one.target, TableTarget) else one.target.name
+        for one in setup.targets
+    ]
+    brought = brought_by(setup.spec, devices)
+    if brought and (pinned := context.pin("plugins", brought)) != brought:
+        changed = [
+            f"the {label} was of {pinned.get(label, 'no plug-in')} and is of {brought.get(label, 'none')} now"
+            for label in sorted(pinned | brought)
+            if pinned.get(label) != brought.get(label)
+        ]
+        raise SearchFailed(
+            f"this job began with other plug-ins: {'; '.join(changed)}. Install those again, or submit the job anew"
+        )
+    return brought
 
 
 def _search(

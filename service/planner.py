@@ -11,22 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from latency_tables.errors import TrimtabError
 from service.errors import RequestError
 from service.job_spec import JobSpec
-from service.problems import problem_of
+from service.problems import ReportedError, problem_of
+from service.python_factory import extend_import_path
 from service.settings import Settings
 
 _SECONDS = 600.0
-
-
-class PlanError(TrimtabError):
-    """What the dry run's process reported; carries that error's slug, title and status."""
-
-    def __init__(self, problem: dict[str, Any]) -> None:
-        super().__init__(str(problem["detail"]))
-        self.slug = str(problem["type"]).rsplit(":", 1)[-1]
-        self.title, self.status = str(problem["title"]), int(problem["status"])
 
 
 async def run_plan(settings: Settings, spec: JobSpec, weights: Path | None) -> dict[str, Any]:
@@ -59,7 +50,7 @@ async def run_plan(settings: Settings, spec: JobSpec, weights: Path | None) -> d
     except (IndexError, ValueError):
         raise RuntimeError(f"the dry run's process ended with code {process.returncode}") from None
     if "problem" in answer:
-        raise PlanError(answer["problem"])
+        raise ReportedError(answer["problem"])
     plan: dict[str, Any] = answer["plan"]
     return plan
 
@@ -77,7 +68,12 @@ def main(arguments: list[str]) -> None:
     try:
         from service.planning import plan
 
-        answer = {"plan": plan(spec, settings.sources(), weights, settings.data_dir)}
+        extend_import_path(settings.code_paths)
+        answer = {
+            "plan": plan(
+                spec, settings.sources(), weights, settings.data_dir, settings.allow_plugins
+            )
+        }
     except Exception as error:
         answer = {"problem": problem_of(error)}
     output.write("\n" + json.dumps(answer) + "\n")

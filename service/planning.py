@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,24 @@ Looked = tuple[Policy, list[KernelUse], int]
 
 
 def plan(
-    spec: JobSpec, sources: Sources, weights_path: Path | None, data_dir: Path
+    spec: JobSpec,
+    sources: Sources,
+    weights_path: Path | None,
+    data_dir: Path,
+    plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What a job would decide and spend.
 
     Nothing is measured: the smallest reachable latency is given where a table (this host's, or the one that is the
     target) already has the kernels, and the smallest energy where it has theirs.
 
+    Args:
+        plugins: those that may be loaded, see ``service.plugins``.
+
     Raises:
         TrimtabError: what the job itself would fail with at its start.
     """
-    setup = load_job(spec, sources, weights_path, data_dir=data_dir)
+    setup = load_job(spec, sources, weights_path, data_dir=data_dir, plugins=plugins)
     network_space = setup.network.network_space
     space = network_space.space
     places = [_on_target(setup.on(k), setup.common, data_dir) for k in range(len(setup.targets))]

@@ -1,39 +1,57 @@
-"""Agents that other distributions bring, by entry points of the group ``trimtab.agents``.
+"""Agents, targets and criteria that other distributions bring by entry points of three groups.
 
-A distribution names a function of our registry's form (``agents.registry.Build``)::
+| group | what the entry point is | in a job |
+|---|---|---|
+| ``trimtab.agents`` | a function of our registry's form, ``agents.registry.Build`` | ``agent.name`` |
+| ``trimtab.targets`` | ``make(threads=1, ...)``, see ``service.plugin_targets`` | ``target`` |
+| ``trimtab.criteria`` | ``rank(network, groups, images)``, see ``compressors.custom_criterion`` | ``space.criterion`` |
 
-    [project.entry-points."trimtab.agents"]
-    annealing = "my_package:build"      # build(space, pricer, evaluations, seed, objective) -> Agent
-
-Its agent is then ``"agent": {"name": "annealing"}``, where the operator allows that name (``TRIMTAB_ALLOW_PLUGINS``; on
-the command line the user is the operator). No code of a plug-in that is not allowed is loaded. The server never loads
-one itself: it has another process try, so that what breaks there, however it breaks, is a line in ``GET /v1/agents``.
+A plug-in is used where the operator allows its name (``TRIMTAB_ALLOW_PLUGINS``; on the command line the user is the
+operator): one list for the three groups, so a name allows what is called so in each of them. No code of a plug-in that
+is not allowed is loaded. The server never loads one itself: it has another process try (``service.plugin_trial``,
+``service.target_process``), so that what breaks there, however it breaks, is a line in a list or a 422.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
-import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from latency_tables.errors import TrimtabError
-from service.job_spec import AGENTS, AgentSpec, JobSpec
+from service.job_spec import AGENTS, CRITERIA, JobSpec
 from service.source_name import suggest
 
-if TYPE_CHECKING:
-    from agents.registry import Build
-    from search_spaces.space import SearchSpace
-
-GROUP = "trimtab.agents"
 # Pattern that allows every plug-in.
 ALL = "*"
-_SECONDS = 120.0
+
+
+class Group(StrEnum):
+    """A group of entry points."""
+
+    AGENTS = "trimtab.agents"
+    TARGETS = "trimtab.targets"
+    CRITERIA = "trimtab.criteria"
+
+    @property
+    def noun(self) -> str:
+        """What one of the group is."""
+        return {Group.AGENTS: "agent", Group.TARGETS: "target", Group.CRITERIA: "criterion"}[self]
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Names of Trimtab's own, which no plug-in can take."""
+        from latency_tables import shipped
+        from latency_tables.target import known_targets
+
+        if self is Group.TARGETS:
+            return (*known_targets(), *shipped.names())
+        return AGENTS if self is Group.AGENTS else CRITERIA
 
 
 class PluginError(TrimtabError):
@@ -48,7 +66,7 @@ class Plugin:
     """One entry point, as found or as tried.
 
     Attributes:
-        name: of the agent.
+        name: of the agent, target or criterion.
         distribution: name and version of what brings it.
         summary: first line of its docstring, empty before it was loaded.
         error: why it cannot be used; None where it can.
@@ -60,161 +78,121 @@ class Plugin:
     error: str | None = None
 
 
-def installed(allow: Sequence[str], code_paths: Sequence[Path] = ()) -> tuple[Plugin, ...]:
-    """Plug-ins on the import path, by name; nothing of theirs is loaded.
+def installed(
+    group: Group, allow: Sequence[str], code_paths: Sequence[Path] = ()
+) -> tuple[Plugin, ...]:
+    """Plug-ins of a group on the import path, by name; nothing of theirs is loaded.
 
     Args:
         allow: names that may be loaded, or ``ALL``.
         code_paths: folders to look into after the import path.
     """
+    own = group.own
     found: dict[str, Plugin] = {}
-    for point in _points(code_paths):
+    for point in _points(group, code_paths):
         name, distribution, error = point.name, _distribution(point), None
-        if name in AGENTS:
-            error = "the name is taken by an agent of Trimtab's own"
+        if name in own:
+            error = f"the name is taken by one of Trimtab's own; rename the {group.noun}"
         elif name in found:
             distribution = f"{found[name].distribution} and {distribution}"
-            error = "more than one distribution brings an agent of this name"
+            error = f"more than one distribution brings a {group.noun} of this name; uninstall all but one"
         elif name not in allow and ALL not in allow:
-            error = "not allowed by the operator (TRIMTAB_ALLOW_PLUGINS)"
+            error = (
+                f"not allowed by the operator (TRIMTAB_ALLOW_PLUGINS={name}, or serve --allow-plugin "
+                f"{name})"
+            )
         found[name] = Plugin(name, distribution, error=error)
     return tuple(found.values())
 
 
-def brought_by(name: str) -> dict[str, str]:
-    """The distribution that brings an agent, as part of a job's key; nothing for Trimtab's own."""
-    if name in AGENTS:
-        return {}
-    brought = [plugin.distribution for plugin in installed((ALL,)) if plugin.name == name]
-    return {"plugin": brought[0]} if brought else {}
-
-
-def require_agent(spec: JobSpec, plugins: Sequence[Plugin]) -> None:
-    """Checks a job's agent by its name.
+def brought_by(spec: JobSpec, devices: Iterable[str] = ()) -> dict[str, str]:
+    """The distributions that bring what a job uses, as part of its key; nothing for Trimtab's own.
 
     Args:
-        plugins: as far as they are known; none are needed where the agent is one of Trimtab's own.
+        devices: names of the targets that the job turned out to use beside those it names.
+
+    Returns:
+        ``agent``, ``criterion`` and ``target NAME`` to the distribution's name and version.
+    """
+    names = [(Group.AGENTS, spec.agent.name, "agent")]
+    names += [(Group.CRITERIA, spec.space.criterion, "criterion")]
+    targets = dict.fromkeys([*(own.name.partition("?")[0] for own in spec.places), *devices])
+    names += [(Group.TARGETS, name, f"target {name}") for name in targets]
+    found = {label: distribution_of(group, name) for group, name, label in names}
+    return {label: brought for label, brought in found.items() if brought}
+
+
+def distribution_of(group: Group, name: str) -> str:
+    """Name and version of the distribution that brings what is called so; empty for what none does."""
+    if name in group.own:
+        return ""
+    return next((p.distribution for p in installed(group, (ALL,)) if p.name == name), "")
+
+
+def require(group: Group, name: str, plugins: Sequence[Plugin]) -> None:
+    """Checks that there is one of that name, ours or a plug-in's that can be used.
+
+    Args:
+        plugins: of the group, as far as they are known; none are needed where the name is one of Trimtab's own.
 
     Raises:
-        PluginError: there is no such agent, or it cannot be used.
+        PluginError: there is none, or it cannot be used.
     """
-    name = spec.agent.name
-    if name in AGENTS:
+    if name in group.own:
         return
     known = {plugin.name: plugin for plugin in plugins}
     if name not in known:
-        names = (*AGENTS, *known)
+        names = (*group.own, *known)
         raise PluginError(
-            f"unknown agent {name!r}{suggest(name, names)}; known: {', '.join(names)}"
+            f"unknown {group.noun} {name!r}{suggest(name, names)}; known: {', '.join(names)}"
         )
-    if (error := known[name].error) is not None:
-        raise PluginError(f"the agent {name!r} of {known[name].distribution} is unusable: {error}")
+    if known[name].error is not None:
+        raise PluginError(_unusable(group, known[name]))
 
 
-def builder(name: str, allow: Sequence[str], published: bool | None = None) -> Build:
-    """The constructor of an agent, ours or a plug-in's.
-
-    Args:
-        published: of agents that have such a form; see ``AgentEntry.as_published``.
-
-    Raises:
-        PluginError: see ``load``.
-    """
-    from agents.registry import AGENTS as OWN
-
-    if name not in OWN:
-        return load(name, allow)
-    variants = OWN[name].as_published
-    return OWN[name].build if published is None or variants is None else variants(published)
-
-
-def agent_notes(agent: AgentSpec, space: SearchSpace) -> list[str]:
-    """For the report: in which of its forms an agent of ours ran, where it has two."""
-    from agents.registry import form_note
-
-    return form_note(agent.name, space, agent.published) if agent.name in AGENTS else []
-
-
-def load(name: str, allow: Sequence[str]) -> Build:
-    """The constructor of a plug-in's agent.
+def load(group: Group, name: str, allow: Sequence[str]) -> tuple[Callable[..., Any], str]:
+    """The function that a plug-in gives, and what to call it in messages: name and distribution.
 
     Raises:
         PluginError: there is none of that name, it is not allowed, or its code fails.
     """
-    found = [plugin for plugin in installed(allow) if plugin.name == name]
+    found = [plugin for plugin in installed(group, allow) if plugin.name == name]
     if not found:
-        raise PluginError(f"there is no plug-in with an agent {name!r}")
-    where = f"the agent {name!r} of {found[0].distribution}"
+        raise PluginError(f"there is no plug-in with a {group.noun} {name!r}")
     if found[0].error is not None:
-        raise PluginError(f"{where} is unusable: {found[0].error}")
-    (point,) = (point for point in _points(()) if point.name == name)
+        raise PluginError(_unusable(group, found[0]))
+    label = _label(group, found[0])
+    (point,) = (point for point in _points(group) if point.name == name)
     try:
-        build: Build = point.load()
+        function = point.load()
     except Exception as error:
         raise PluginError(
-            f"{where} cannot be loaded from {point.value}: {type(error).__name__}: {error}"
+            f"{label} cannot be loaded from {point.value}: {type(error).__name__}: {error}. Install what it "
+            f"needs or another version of it, or choose another {group.noun}"
         ) from error
-    if not callable(build):
-        raise PluginError(f"{where}: {point.value} is no function that builds an agent")
-    return build
+    if not callable(function):
+        raise PluginError(f"{label}: {point.value} is no function that makes one")
+    return function, label
 
 
-def tried(allow: Sequence[str], code_paths: Sequence[Path] = ()) -> tuple[Plugin, ...]:
-    """All plug-ins, those that are allowed loaded once, each in a process of its own.
-
-    Args:
-        code_paths: folders at the end of the import path, as drivers have them.
-    """
-    return tuple(
-        _apart(plugin, code_paths) if plugin.error is None else plugin
-        for plugin in installed(allow, code_paths)
-    )
+def _label(group: Group, plugin: Plugin) -> str:
+    return f"the {group.noun} {plugin.name!r} of {plugin.distribution}"
 
 
-def _apart(plugin: Plugin, code_paths: Sequence[Path]) -> Plugin:
-    # -P: no file of the current folder may be taken for one of our packages.
-    command = [sys.executable, "-P", "-m", "service.plugins", plugin.name]
-    command += [str(path) for path in code_paths]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=_SECONDS)
-        reason = f"its process ended with code {done.returncode} when it was loaded"
-        if done.returncode == 0:
-            return Plugin(**json.loads(done.stdout.splitlines()[-1]))
-    except subprocess.TimeoutExpired:
-        reason = f"loading it took more than {_SECONDS:.0f} s"
-    except (ValueError, IndexError, TypeError):
-        reason = "its process ended without an answer when it was loaded"
-    return replace(plugin, error=reason)
+def _unusable(group: Group, plugin: Plugin) -> str:
+    return f"{_label(group, plugin)} is unusable: {plugin.error}"
 
 
-def _points(code_paths: Sequence[Path]) -> list[EntryPoint]:
-    """Entry points of our group; a distribution that is found through several folders counts once."""
+def _points(group: Group, code_paths: Sequence[Path] = ()) -> list[EntryPoint]:
+    """Entry points of a group; a distribution that is found through several folders counts once."""
     path = [*sys.path, *(str(path) for path in code_paths)]
     found = {
         (point.name, _distribution(point)): point
         for distribution in reversed(list(importlib.metadata.distributions(path=path)))
-        for point in distribution.entry_points.select(group=GROUP)
+        for point in distribution.entry_points.select(group=group)
     }
     return [found[key] for key in sorted(found)]
 
 
 def _distribution(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Loads the plug-in named first, with the folders named after it on the import path, and prints what came of it."""
-    name, *folders = arguments
-    sys.path.extend(path for path in folders if path not in sys.path)
-    (plugin,) = (plugin for plugin in installed((name,)) if plugin.name == name)
-    try:
-        lines = (load(name, (name,)).__doc__ or "").strip().splitlines()
-        plugin = replace(plugin, summary=lines[0] if lines else "")
-    except PluginError as error:
-        plugin = replace(plugin, error=error.detail)
-    sys.stdout.write(f"\n{json.dumps(asdict(plugin))}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))

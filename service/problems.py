@@ -33,11 +33,23 @@ class FieldError(TrimtabError):
         self.slug, self.title = error.slug, error.title
 
 
+class ReportedError(TrimtabError):
+    """What another process of ours reported; carries that error's slug, title and status."""
+
+    def __init__(self, problem: dict[str, Any]) -> None:
+        super().__init__(str(problem["detail"]))
+        self.slug = str(problem["type"]).rsplit(":", 1)[-1]
+        self.title, self.status = str(problem["title"]), int(problem["status"])
+
+
 @contextmanager
 def field(name: str) -> Iterator[None]:
     """Whatever Trimtab error the block raises becomes a 422 about that field."""
     try:
         yield
+    except FieldError:
+        # It knows its field better.
+        raise
     except TrimtabError as error:
         raise FieldError(name, error) from error
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body
 from starlette.concurrency import run_in_threadpool
 
 from service.examples import JOB_EXAMPLES
-from service.job_spec import AGENTS, JobSpec
+from service.job_spec import AGENTS, CRITERIA, JobSpec
 from service.planner import run_plan
 from service.plugins import Plugin
 from service.services import Given
 from service.sources import DATA_FORMS, MODEL_FORMS
-
-if TYPE_CHECKING:
-    from latency_tables.catalog import Catalog
 
 router = APIRouter(prefix="/v1", tags=["catalog"])
 
@@ -37,6 +34,15 @@ _AGENT_NOTES = {
     "dp": "sensitivities of single decisions, then exact dynamic programming over the prices",
     "random": "draws policies within the budget",
     "uniform": "the same ratio and precision everywhere, a reference",
+}
+_CRITERION_NOTES = {
+    "l1": "sum of the weights' magnitudes (Li et al. 2016)",
+    "l2": "Euclidean norm of the weights",
+    "bn_scale": "size of the batch norms' gains (network slimming, Liu et al. 2017)",
+    "geometric_median": "distance of a filter to all others (FPGM, He et al. 2019)",
+    "taylor": "first-order change of the loss without the channel (Molchanov et al. 2019)",
+    "fisher": "second-order change of the loss without the channel (Theis et al. 2018)",
+    "random": "none, a control",
 }
 _MODEL_EXAMPLES = {
     "timm": ["timm:mobilenetv3_small_100", "timm:vit_tiny_patch16_224"],
@@ -82,42 +88,9 @@ def list_data(services: Given) -> dict[str, Any]:
 
 @router.get("/targets")
 def list_targets(services: Given) -> dict[str, Any]:
-    """Targets a job may name, with their options at their defaults, and the tables that are targets by their name."""
-    from latency_tables.catalog import Catalog
-
-    catalog = Catalog.of(services.settings.data_dir)
-    return {"items": [_target(catalog, name) for name in catalog.targets()]}
-
-
-def _target(catalog: Catalog, name: str) -> dict[str, Any]:
-    from latency_tables.errors import TargetError
-    from latency_tables.table_target import TableTarget, why_no_energy
-
-    try:
-        target = catalog.target(name)
-    except TargetError as error:
-        # Its runtime is not installed here.
-        return {
-            "name": name,
-            "options": {},
-            "device_class": None,
-            "precisions": [],
-            "can_measure": False,
-            "table_of": None,
-            "no_energy": None,
-            "unusable": str(error),
-        }
-    table = target.table if isinstance(target, TableTarget) else None
-    return {
-        "name": name,
-        "options": dict(target.options),
-        "device_class": target.device_class,
-        "precisions": list(target.precisions),
-        "can_measure": target.can_measure,
-        "table_of": None if table is None else table.target,
-        "no_energy": why_no_energy(target),
-        "unusable": None,
-    }
+    """Targets a job may name, with their options at their defaults: ours, the tables that are targets by their name,
+    and those of plug-ins, with the reason where one cannot be used."""
+    return {"items": services.targets()}
 
 
 @router.get("/tables")
@@ -149,16 +122,23 @@ def list_tables(services: Given) -> dict[str, Any]:
 def list_agents(services: Given) -> dict[str, Any]:
     """Agents a job may name: ours, then those of plug-ins, with the reason where one cannot be used."""
     own = [Plugin(name, "trimtab", _AGENT_NOTES[name]) for name in AGENTS]
+    return {"items": [_item(agent) for agent in (*own, *services.agent_plugins)]}
+
+
+@router.get("/criteria")
+def list_criteria(services: Given) -> dict[str, Any]:
+    """Criteria that ``space.criterion`` may name: ours, then those of plug-ins, with the reason where one cannot be
+    used."""
+    own = [Plugin(name, "trimtab", _CRITERION_NOTES[name]) for name in CRITERIA]
+    return {"items": [_item(criterion) for criterion in (*own, *services.criterion_plugins)]}
+
+
+def _item(plugin: Plugin) -> dict[str, Any]:
     return {
-        "items": [
-            {
-                "name": agent.name,
-                "summary": agent.summary,
-                "distribution": agent.distribution,
-                "unusable": agent.error,
-            }
-            for agent in (*own, *services.plugins)
-        ]
+        "name": plugin.name,
+        "summary": plugin.summary,
+        "distribution": plugin.distribution,
+        "unusable": plugin.error,
     }
 
 

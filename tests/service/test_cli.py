@@ -167,7 +167,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
             raise seen.fails
         return REPORT
 
-    def plan(spec: Any, sources: Any, weights: Any, data_dir: Path) -> dict[str, Any]:
+    def plan(spec: Any, sources: Any, weights: Any, data_dir: Path, plugins: Any) -> dict[str, Any]:
         seen.calls.append((spec, weights, data_dir))
         return {
             "smallest_budget": {"latency": 0.31},

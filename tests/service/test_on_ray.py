@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from plugin_folder import bring_board, bring_last
 from rest_server import SPEC
 
 from service.client import Client
@@ -35,6 +36,9 @@ class Server:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
+        site = data_dir.with_name("site")
+        bring_board(site)
+        bring_last(site)
         port, dashboard = free_ports(2, first=18500)
         self.settings = {
             "data_dir": str(data_dir),
@@ -44,7 +48,8 @@ class Server:
             "evaluators": 1,
             "max_running_jobs": 4,
             "lease_seconds": 6,
-            "code_paths": [str(HERE)],
+            "code_paths": [str(HERE), str(site)],
+            "allow_plugins": ["board", "last"],
             "pipeline": "stand_in:run_job",
         }
         self.client = Client(f"http://127.0.0.1:{port}", patience=20)
@@ -150,6 +155,46 @@ def test_a_whole_front_is_found_by_evaluators_on_ray(server: Server, tmp_path: P
         assert (tmp_path / member["artifact"]).stat().st_size == member["size_bytes"]
         assert member["energy_mj"]["value"] > 0 and member["met_budget"]
     assert report["met_by"] == "prediction"
+
+
+def test_one_network_for_several_targets_with_plug_ins_on_ray(
+    server: Server, tmp_path: Path
+) -> None:
+    """The real pipeline, its driver and evaluators on Ray, with a target and a criterion of others."""
+    targets = [
+        {"name": "board?batch=2", "budget": {"latency": 0.7}},
+        {"name": "sim-bitfusion", "budget": {"latency": 0.7, "size": 0.8}},
+    ]
+    job = {
+        "name": "whole",
+        "targets": targets,
+        "space": {"scope": "prune", "criterion": "last"},
+        "agent": {"name": "random", "evaluations": 6},
+        "search_images": 64,
+    }
+    shared = {key: value for key, value in SPEC.items() if key not in ("target", "budget")}
+    id = str(server.client.submit(shared | job)["id"])
+    ended = server.wait(id)
+    assert ended["state"] == "succeeded", ended["reason"]
+    report = ended["report"]
+    assert report["met_budget"] and report["evaluations"] == 6
+    assert [entry["name"] for entry in report["targets"]] == [own["name"] for own in targets]
+    # The board takes twice as long for each of two images.
+    board, sim = (entry["baseline"]["latency_ms"]["predicted_p50"] for entry in report["targets"])
+    assert board > 2 * sim
+    assert report["versions"]["target board"] == "boards 1.0"
+    assert report["versions"]["criterion"] == "lasting 1.0"
+    limits = report["budget_limits"]
+    for trial in server.client.trials(id):
+        costs = trial["evaluation"]["costs"]
+        for quantity in ("latency_ms", "latency_ms@sim-bitfusion"):
+            assert costs[f"{quantity}_upper"] <= limits[quantity] * (1 + 1e-6)
+    server.client.fetch(id, tmp_path)
+    files = [tmp_path / entry["artifact"] for entry in report["targets"]]
+    assert [file.stat().st_size for file in files] == [
+        entry["compressed"]["size_bytes"] for entry in report["targets"]
+    ]
+    assert files[0] != files[1]
 
 
 def test_ray_asks_for_its_token_and_shows_the_job(server: Server) -> None:

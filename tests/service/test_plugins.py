@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plugin_folder import bring
 from rest_server import SPEC, serving
 
 from agents.objective import Objective
 from agents.random_search import RandomAgent
 from service.job_spec import JobSpec
 from service.local_context import job_key
-from service.plugins import ALL, Plugin, PluginError, builder, installed, load, require_agent, tried
+from service.plugin_agents import builder
+from service.plugin_trial import tried
+from service.plugins import ALL, Group, Plugin, PluginError, installed, load, require
 from service.settings import Settings
 from tests.agents.agent_toys import ToyResNet
 
@@ -32,36 +35,13 @@ NUMBER = 3
 '''
 
 
-def bring(folder: Path, name: str, points: dict[str, str], code: str, version: str = "1.0") -> None:
-    """Installs a distribution: a module and the metadata that pip would leave beside it."""
-    info = folder / f"{name}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (folder / f"{name}.py").write_text(code)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [f"{agent} = {value}" for agent, value in points.items()]
-    (info / "entry_points.txt").write_text("[trimtab.agents]\n" + "\n".join(lines) + "\n")
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder on this process's import path; what is imported from it is forgotten afterwards."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(site)
-    before = set(sys.modules)
-    yield site
-    for module in set(sys.modules) - before:
-        if str(site) in str(getattr(sys.modules[module], "__file__", "")):
-            del sys.modules[module]
-
-
 def spec(agent: str, **changes: Any) -> JobSpec:
     return JobSpec.model_validate(SPEC | {"agent": {"name": agent}} | changes)
 
 
-def test_a_plug_in_s_agent_is_built_by_its_name(folder: Path) -> None:
-    bring(folder, "far_draws", {"far": "far_draws:build"}, GOOD)
-    assert installed(["far"]) == (Plugin("far", "far_draws 1.0"),)
+def test_a_plug_in_s_agent_is_built_by_its_name(plugin_folder: Path) -> None:
+    bring(plugin_folder, "far_draws", {"far": "far_draws:build"}, GOOD)
+    assert installed(Group.AGENTS, ["far"]) == (Plugin("far", "far_draws 1.0"),)
     pricer = ToyResNet(4).pricer(latency_ms=0.6)
     agent = builder("far", [ALL])(pricer.space, pricer, 10, 4, Objective())
     own = RandomAgent(pricer.space, pricer, 5)
@@ -70,65 +50,63 @@ def test_a_plug_in_s_agent_is_built_by_its_name(folder: Path) -> None:
     assert isinstance(ours, RandomAgent)
 
 
-def test_nothing_is_loaded_that_the_operator_does_not_allow(folder: Path) -> None:
-    mark = folder / "was here"
-    bring(folder, "nosy", {"nosy": "nosy:build"}, f"open({str(mark)!r}, 'w')\n{GOOD}")
-    (plugin,) = installed(["another"])
+def test_nothing_is_loaded_that_the_operator_does_not_allow(plugin_folder: Path) -> None:
+    mark = plugin_folder / "was here"
+    bring(plugin_folder, "nosy", {"nosy": "nosy:build"}, f"open({str(mark)!r}, 'w')\n{GOOD}")
+    (plugin,) = installed(Group.AGENTS, ["another"])
     assert "not allowed" in (plugin.error or "") and "TRIMTAB_ALLOW_PLUGINS" in (plugin.error or "")
-    assert tried(["another"]) == (plugin,)
+    assert tried(Group.AGENTS, ["another"]) == (plugin,)
     for allow in ([], ["another"]):
         with pytest.raises(PluginError, match="not allowed"):
-            load("nosy", allow)
-    assert installed([ALL])[0].error is None
+            load(Group.AGENTS, "nosy", allow)
+    assert installed(Group.AGENTS, [ALL])[0].error is None
     assert not mark.exists() and "nosy" not in sys.modules
-    load("nosy", ["nosy"])
+    load(Group.AGENTS, "nosy", ["nosy"])
     assert mark.exists()
 
 
-def test_our_own_names_cannot_be_taken_nor_one_name_by_two(folder: Path) -> None:
-    bring(folder, "impostor", {"auto": "impostor:build"}, GOOD)
-    bring(folder, "one", {"same": "one:build"}, GOOD)
-    bring(folder, "two", {"same": "two:build"}, GOOD)
-    taken, twice = installed([ALL])
+def test_our_own_names_cannot_be_taken_nor_one_name_by_two(plugin_folder: Path) -> None:
+    bring(plugin_folder, "impostor", {"auto": "impostor:build"}, GOOD)
+    bring(plugin_folder, "one", {"same": "one:build"}, GOOD)
+    bring(plugin_folder, "two", {"same": "two:build"}, GOOD)
+    taken, twice = installed(Group.AGENTS, [ALL])
     assert taken.name == "auto" and "Trimtab's own" in (taken.error or "")
     assert twice.distribution == "one 1.0 and two 1.0" and "more than one" in (twice.error or "")
     with pytest.raises(PluginError, match=r"one 1\.0 and two 1\.0"):
-        load("same", [ALL])
+        load(Group.AGENTS, "same", [ALL])
     assert builder("auto", [ALL]).__module__.startswith("agents.")
 
 
-def test_what_cannot_be_loaded_says_why(folder: Path) -> None:
+def test_what_cannot_be_loaded_says_why(plugin_folder: Path) -> None:
     points = {"lost": "broken:nothing", "number": "broken:NUMBER"}
-    bring(folder, "broken", points, GOOD)
-    bring(folder, "burst", {"burst": "burst:build"}, "raise RuntimeError('no licence')")
+    bring(plugin_folder, "broken", points, GOOD)
+    bring(plugin_folder, "burst", {"burst": "burst:build"}, "raise RuntimeError('no licence')")
     with pytest.raises(PluginError, match=r"'lost' of broken 1.0 .*AttributeError"):
-        load("lost", [ALL])
+        load(Group.AGENTS, "lost", [ALL])
     with pytest.raises(PluginError, match="no function"):
-        load("number", [ALL])
+        load(Group.AGENTS, "number", [ALL])
     with pytest.raises(PluginError, match="RuntimeError: no licence"):
-        load("burst", [ALL])
+        load(Group.AGENTS, "burst", [ALL])
     with pytest.raises(PluginError, match="no plug-in"):
-        load("nobody", [ALL])
+        load(Group.AGENTS, "nobody", [ALL])
 
 
 def test_a_job_names_a_plug_in_that_is_there_and_can_be_used() -> None:
     plugins = [Plugin("far", "far_draws 1.0", "Draws."), Plugin("sad", "sad 2", error="no licence")]
-    require_agent(spec("far"), plugins)
-    require_agent(spec("amc"), ())
+    require(Group.AGENTS, "far", plugins)
+    require(Group.AGENTS, "amc", ())
     with pytest.raises(PluginError, match="did you mean 'far'"):
-        require_agent(spec("fare"), plugins)
+        require(Group.AGENTS, "fare", plugins)
     with pytest.raises(PluginError, match="sad 2 is unusable: no licence"):
-        require_agent(spec("sad"), plugins)
-    # For a front it is asked under many bounds.
-    require_agent(spec("far", objective="pareto", budget={}), plugins)
+        require(Group.AGENTS, "sad", plugins)
 
 
-def test_a_job_is_not_continued_with_another_version_of_its_plug_in(folder: Path) -> None:
+def test_a_job_is_not_continued_with_another_version_of_its_plug_in(plugin_folder: Path) -> None:
     keys = []
     for version in ("1.0", "1.1"):
-        bring(folder, "far_draws", {"far": "far_draws:build"}, GOOD, version)
+        bring(plugin_folder, "far_draws", {"far": "far_draws:build"}, GOOD, version)
         keys.append(job_key(spec("far"), None))
-        (folder / f"far_draws-{version}.dist-info" / "entry_points.txt").unlink()
+        (plugin_folder / f"far_draws-{version}.dist-info" / "entry_points.txt").unlink()
     assert keys[0] != keys[1]
     assert job_key(spec("random"), None) == job_key(spec("random"), None)
 
