@@ -57,7 +57,7 @@ def share_values(weight: Tensor, count: int) -> Tensor:
     """
     if not 2 <= count <= MOST_VALUES:
         raise PruningError(f"a codebook has 2 to {MOST_VALUES} values, not {count}")
-    flat = weight.detach().flatten().numpy().astype(np.float32)
+    flat = weight.detach().flatten().cpu().numpy().astype(np.float32)
     nonzero = flat != 0
     sparse = not nonzero.all()
     if len(np.unique(flat)) <= count:
@@ -66,4 +66,4 @@ def share_values(weight: Tensor, count: int) -> Tensor:
     middles = (values[1:] + values[:-1]) / 2
     shared = np.zeros_like(flat)
     shared[nonzero] = values[np.searchsorted(middles, flat[nonzero])]
-    return torch.from_numpy(shared).view(weight.shape)
+    return torch.from_numpy(shared).view(weight.shape).to(weight.device)

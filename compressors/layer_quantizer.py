@@ -184,7 +184,7 @@ def corrected(
     known = (wanted.deviation > _TINY) & (have.deviation > _TINY)
     ratio = wanted.deviation / have.deviation.clamp_min(_TINY)
     factor = torch.where(known, ratio.clamp(1 / _MOST, _MOST), 1.0)
-    made = replace(scale, scale=tuple((torch.tensor(scale.scale) * factor).tolist()))
+    made = replace(scale, scale=tuple((torch.tensor(scale.scale) * factor.cpu()).tolist()))
     # From the integers, so that the weights are multiples of their scales to the last bit.
     module.weight.data = quantize_weight(module.weight, scale) * steps_of(made, module.weight)
     if module.bias is not None:

@@ -19,7 +19,7 @@ from compressors import Compressed, Plan
 from compressors.exporter import export_onnx, save_onnx
 from evaluation.device_scoring import on_device
 from evaluation.stopping import CONTENDERS
-from search_spaces import Policy, Pricer
+from search_spaces import Failure, Policy, Pricer
 from search_spaces.budget import PACKED
 from search_spaces.macs_model import macs_model
 from service.finalists import GROWN, Finalist, best_first
@@ -194,8 +194,10 @@ def at_bytes(assignment: Assignment, limit: int, scope: str, effort: Effort) -> 
                 "score": evaluation.score, "scope": scope,
             }  # fmt: skip
             return Found(compressed, facts)
+    failures = [trial.outcome for trial in trials if isinstance(trial.outcome, Failure)]
+    why = f"{len(failures)} failed: {failures[0].reason}" if failures else "give more evaluations"
     raise RuntimeError(
-        f"{assignment.network}: no policy of {len(trials)} packs into {limit} bytes; give more evaluations"
+        f"{assignment.network}: no policy of {len(trials)} packs into {limit} bytes; {why}"
     )
 
 

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 import torch
 
-from compressors import Compressor, fold_norms, foldable, prepare
+from compressors import Choices, Compressor, fold_norms, foldable, prepare
 from compressors.structure import analyse, example_input
 from evaluation.device_scoring import DeviceScorer, DeviceScorerBuilder, on_device
 from evaluation.scoring import PolicyScorer, ScorerBuilder
@@ -66,6 +66,27 @@ def test_a_compressor_that_moved_leaves_the_first_one_alone(
         there.network.named_parameters(), again.network.named_parameters()
     ):
         torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_few_bits_zeros_and_shared_values_are_the_same_on_every_device(
+    made: tuple[PolicyScorer, NetworkSpace], device: str
+) -> None:
+    scorer, _ = made
+    paths = [layer.path for layer in scorer.compressor.structure.layers]
+    choices = Choices(
+        integer=frozenset(paths[:-1]),
+        weight_bits={path: 2 + k % 3 for k, path in enumerate(paths[:-1])},
+        sparsity={paths[1]: 0.5},
+        codebook={paths[-1]: 4},
+    )
+    there, here = (
+        made.compress(choices).network.state_dict()
+        for made in (scorer.compressor.to(device), scorer.compressor)
+    )
+    assert len(there[f"{paths[-1]}.weight"].unique()) <= 4
+    for name, value in here.items():
+        torch.testing.assert_close(there[name].cpu(), value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_scorers_of_the_cpu_run_files() -> None:
