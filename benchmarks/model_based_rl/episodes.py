@@ -47,6 +47,7 @@ def play(
     most: int,
     weight: float,
     rng: np.random.Generator,
+    targets: Indices | None = None,
 ) -> Episodes:
     """Plays an episode each: edits are drawn until stopping is, at least one and at most so many.
 
@@ -57,6 +58,8 @@ def play(
         good: policies that blocks which are taken back come from, see ``Edits.apply``.
         most: edits of an episode.
         weight: of the deviation in the reward; the policy sees it.
+        targets: policies [n, decisions] that each is led to: edits that set a decision to its value there are taken in
+            random order, whatever the policy network says, and stopping once there is none left. For demonstrations.
     """
     stop = len(edits)
     begun = features.begin(references, weight)
@@ -72,7 +75,15 @@ def play(
         possible[:, :stop] = edits.possible(now, edited[alive])
         # Doing nothing is no episode, unless there is nothing to do.
         possible[:, stop] = step > 0 or ~possible[:, :stop].any(axis=1)
-        logits = np.where(possible, editor.logits(x), _NEVER)
+        if targets is None:
+            logits = np.where(possible, editor.logits(x), _NEVER)
+        else:
+            leading = targets[alive][:, edits.position] == edits.value
+            wanted = np.zeros(possible.shape, dtype=np.bool_)
+            wanted[:, :stop] = possible[:, :stop] & leading
+            wanted[:, stop] = ~wanted.any(axis=1)
+            possible[:, stop] |= wanted[:, stop]
+            logits = np.where(wanted, 0.0, _NEVER)
         taken = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
         steps.append((x, possible, taken, alive))
         moving = taken < stop

@@ -20,11 +20,11 @@ from agents.contract import AgentContract, contract_evaluation, contract_pricers
 from agents.protocol import Agent
 from benchmarks.experiments import check, make
 from benchmarks.model_based_rl import EditorSettings, ModelBasedRlAgent, ModelBasedRlSettings
-from benchmarks.model_based_rl.agent import advantages
 from benchmarks.model_based_rl.editor import Editor
 from benchmarks.model_based_rl.edits import Edits
 from benchmarks.model_based_rl.episodes import Episodes, play
 from benchmarks.model_based_rl.state import EditFeatures, References
+from benchmarks.model_based_rl.training import advantages
 from search_spaces import CostModel, Decision, DecisionKind, Factor, Pricer, SearchSpace
 
 torch.set_num_threads(1)
