@@ -48,6 +48,9 @@ def store(settings: Settings) -> Iterator[Store]:
     store.close()
 
 
+DRIVEN: list[subprocess.Popen[bytes]] = []
+
+
 def create(store: Store, name: str, evaluations: int = 3) -> str:
     spec = JobSpec.model_validate(SPEC | {"name": name, "agent": {"evaluations": evaluations}})
     return store.create(spec.model_dump(mode="json")).job.id
@@ -56,7 +59,19 @@ def create(store: Store, name: str, evaluations: int = 3) -> str:
 def drive(settings: Settings, job: str, attempt: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "service.driver", "--job", job]
     command += ["--attempt", str(attempt), "--config", str(settings.write_driver_file())]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    DRIVEN.append(driver)
+    return driver
+
+
+@pytest.fixture(autouse=True)
+def no_driver_is_left() -> Iterator[None]:
+    """One that a failed test left behind, stopped perhaps, would keep the host's lock, and all timing would wait."""
+    yield
+    while DRIVEN:
+        driver = DRIVEN.pop()
+        driver.kill()
+        driver.communicate()
 
 
 def until(met: Callable[[], bool]) -> None:
