@@ -103,8 +103,9 @@ def test_a_driver_that_slept_through_its_lease_stops_itself(
     job = create(store, "local slow", 1000)
     driver = drive(settings, job, store.start_attempt(job, 60))
     until(lambda: store.get(job).trials >= 1)
-    # Not in the middle of a transaction: SQLite's write lock would sleep with it.
-    with store.database.write():
+    # Not in the middle of a transaction: SQLite's write lock would sleep with it. Ours begins with a statement.
+    with store.database.write() as session:
+        store.database.now(session)
         driver.send_signal(signal.SIGSTOP)
         until(lambda: psutil.Process(driver.pid).status() == psutil.STATUS_STOPPED)
     until(lambda: [row.id for row in store.expired()] == [job])
