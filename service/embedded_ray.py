@@ -29,6 +29,7 @@ from service.ray_runtime import RayAccess
 
 _START_SECONDS = 90.0
 _STOP_SECONDS = 15.0
+_TRIES = 3
 _HEALTHY_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
@@ -162,6 +163,19 @@ class EmbeddedRay:
             return None
 
     def _start(self) -> RayHead:
+        """A new head that answers. Another program may take a port between our look and Ray's: then with new ports."""
+        for _ in range(_TRIES):
+            if (head := self._begun()) is not None:
+                return head
+            _log.warning("Ray ended while it started; its log is %s", self._log_path)
+        raise RuntimeUnavailable(f"Ray did not start; its log is {self._log_path}")
+
+    @property
+    def _log_path(self) -> Path:
+        return self._folder / "head.log"
+
+    def _begun(self) -> RayHead | None:
+        """A new head; None where its process ended by itself."""
         self._folder.mkdir(parents=True, exist_ok=True)
         # Ray puts its working folder on the workers' import path: let it be an empty one.
         empty = self._folder / "empty"
@@ -181,8 +195,7 @@ class EmbeddedRay:
             *(f"--temp-dir={temp_dir}", "--disable-usage-stats"),
         ]
         self.token  # noqa: B018
-        log_path = self._folder / "head.log"
-        with log_path.open("ab") as log:
+        with self._log_path.open("ab") as log:
             process = subprocess.Popen(
                 command,
                 cwd=empty,
@@ -203,14 +216,17 @@ class EmbeddedRay:
         self._write(head)
         self._head = head
         deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                break
+        while time.monotonic() < deadline and process.poll() is None:
             if self._answers(head.url):
                 return head
             time.sleep(0.2)
+        ended = process.poll() is not None
         self.stop()
-        raise RuntimeUnavailable(f"Ray did not start; its log is {log_path}")
+        if ended:
+            return None
+        raise RuntimeUnavailable(
+            f"Ray did not answer within {_START_SECONDS:.0f} s; its log is {self._log_path}"
+        )
 
     def _answers(self, url: str) -> bool:
         try:
