@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from agents.registry import agent_names
 from benchmarks.contest_runs import code_digest, hypervolume
 from benchmarks.contest_spaces import ContestSpace, load_space
 from benchmarks.experiments import check, make
+from benchmarks.line_file import LineFile
 from benchmarks.model_based_rl import (
     BudgetConditionedAgent,
     BudgetSettings,
@@ -193,30 +193,8 @@ def sources_digest() -> str:
     return hashlib.sha256(code_digest().encode() + Path(__file__).read_bytes()).hexdigest()[:16]
 
 
-class RunFile:
-    """Runs kept from one call to the next, a line of JSON each.
-
-    Args:
-        path: is made when the first run is added; None keeps nothing.
-    """
+class RunFile(LineFile[Run]):
+    """Runs kept from one call to the next."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def read(self) -> Iterator[Run]:
-        """All runs that are kept. A line that was cut off while it was written is left out."""
-        if self._path is None or not self._path.exists():
-            return
-        for line in self._path.read_text().splitlines():
-            try:
-                yield Run.from_json(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-
-    def add(self, run: Run) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            # A line cut off in an earlier call must not swallow this one.
-            whole = not self._path.exists() or self._path.read_bytes()[-1:] in (b"", b"\n")
-            with self._path.open("a") as file:
-                file.write(("" if whole else "\n") + json.dumps(asdict(run)) + "\n")
+        super().__init__(path, Run.from_json)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import multiprocessing
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,6 +19,7 @@ import torch
 
 from benchmarks.contest_spaces import ContestSpace, load_space
 from benchmarks.experiments import make
+from benchmarks.line_file import LineFile
 from evaluation.replay import ReplayScorer
 from evaluation.simulated_pool import SimulatedPool
 from search_spaces import Evaluation, Policy
@@ -196,31 +196,11 @@ def _work(task: Task, path: Path) -> Run:
     return search(_space(path), task)
 
 
-class ResultFile:
-    """Runs kept from one contest to the next, a line of JSON each.
-
-    Args:
-        path: is made when the first run is added; None keeps nothing.
-    """
+class ResultFile(LineFile[Run]):
+    """Runs kept from one contest to the next."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path = path
-
-    def read(self) -> Iterator[Run]:
-        """All runs that are kept. A last line that was cut off while it was written is left out."""
-        if self._path is None or not self._path.exists():
-            return
-        for line in self._path.read_text().splitlines():
-            try:
-                yield Run.from_json(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-
-    def add(self, run: Run) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps(run.to_json()) + "\n")
+        super().__init__(path, Run.from_json)
 
 
 def code_digest() -> str:
